@@ -1,0 +1,2 @@
+//! krunner.
+fn main() {}
