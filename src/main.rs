@@ -1,2 +1,27 @@
-//! The command.
-fn main() {}
+//! The command: flags, logging, signals and the exit status.
+
+use std::process::ExitCode;
+
+use backendai_agent::cli::{self, Cli};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("backendai-agent: cannot start the async runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cli::main(cli)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("backendai-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

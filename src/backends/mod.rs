@@ -1,0 +1,1 @@
+//! The engines; `open` is the only place that knows them all.

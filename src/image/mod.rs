@@ -1,0 +1,1 @@
+//! The node's image store for engines without one of their own: an OCI layout with unpacked layers.

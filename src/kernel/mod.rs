@@ -1,0 +1,1 @@
+//! One kernel, from preparing to terminated.

@@ -1,0 +1,143 @@
+//! What a container engine must do for the agent: the contract, and what engines without a daemon share.
+//!
+//! The contract holds for every engine and is the list of conformance tests: every call may be made from any task at
+//! any time; after [`RuntimeError::Unavailable`] `wait`, `kill`, `remove`, `inspect` and `list` may simply be repeated,
+//! `create` only after a `list`; `create` undoes itself on failure; ids are the engine's own (some take ours) and
+//! nobody above changes them; a limit that an engine cannot apply is an error, not a warning.
+
+pub mod fake;
+pub mod log;
+pub mod network;
+pub mod oci;
+mod spec;
+mod status;
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+pub use self::spec::{
+    ContainerSpec, DeviceNode, ExecSpec, LABEL_AGENT_ID, LABEL_KERNEL_ID, LABEL_OWNER, LabelMap,
+    Limits, Mount, MountKind, NetworkMode, OWNER, PortBinding, Seccomp,
+};
+pub use self::status::{
+    ContainerInfo, ContainerState, ExecOutput, ExitStatus, ImageInfo, RuntimeInfo,
+};
+
+/// Any cause of a failure below the runtime.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// What went wrong in an engine, cut by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Forget the container: the engine has already done so.
+    #[error("no container {0}")]
+    NotFound(ContainerId),
+    /// Pull or import it, then ask again.
+    #[error("image {0} is not present; pull or import it first")]
+    ImageMissing(String),
+    /// The request itself is wrong: change it. The text names the part.
+    #[error("{0}")]
+    Invalid(String),
+    /// Wait, then ask again: the engine does not answer.
+    #[error("{engine} is unreachable")]
+    Unavailable {
+        /// Name of the engine.
+        engine: &'static str,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+    /// Report it: there is nothing else to do.
+    #[error("{engine}: {action} failed: {source}")]
+    Engine {
+        /// Name of the engine.
+        engine: &'static str,
+        /// What was being done, with the object's name.
+        action: String,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+}
+
+/// Result of a call to an engine.
+pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;
+
+/// The engine's name for a container; 64 hex digits where the agent chooses it (the manager's column is that wide).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContainerId(pub String);
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Process id on the host.
+pub type Pid = i32;
+
+/// Runs containers on this node, whatever the engine behind it.
+#[async_trait]
+pub trait ContainerRuntime: Send + Sync + fmt::Debug {
+    /// Name and version of the engine, or why it cannot serve.
+    async fn info(&self) -> Result<RuntimeInfo>;
+
+    /// Prepares everything but runs nothing: snapshot, mounts, devices, limits, network, ports. Undoes itself on
+    /// failure. A second `create` with the id of a living container fails with [`RuntimeError::Invalid`].
+    async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId>;
+
+    /// Runs the container's process; its ports are forwarded from the host by then.
+    async fn start(&self, id: &ContainerId) -> Result<Pid>;
+
+    /// Waits for the end; returns at once, and as often as asked, when it is over already. Cancel-safe.
+    async fn wait(&self, id: &ContainerId) -> Result<ExitStatus>;
+
+    /// Sends a signal (its Linux number) to the container's first process; a dead container is not an error.
+    async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()>;
+
+    /// Ends it if need be, and leaves no trace: snapshot, namespaces, cgroups, ports, logs. Absent is done.
+    async fn remove(&self, id: &ContainerId) -> Result<()>;
+
+    /// State, labels, pid, cgroup, address and ports of one container.
+    async fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo>;
+
+    /// All containers that carry our label, dead or alive, also those of an earlier agent.
+    async fn list(&self) -> Result<Vec<ContainerInfo>>;
+
+    /// The last `limit` bytes of standard output and error, in order of arrival.
+    async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>>;
+
+    /// Runs a program in the container and collects its output, within `spec.time_limit`.
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput>;
+}
+
+/// Credentials for one registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RegistryAuth {
+    /// User name.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+}
+
+impl fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryAuth")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Images that this node's containers can be made of. Names are canonical references, `registry/name:tag`.
+#[async_trait]
+pub trait ImageStore: Send + Sync + fmt::Debug {
+    /// Every image, in the order of names.
+    async fn list(&self) -> Result<Vec<ImageInfo>>;
+
+    /// One image, by canonical reference, by config digest (`sha256:…`), or by `name@sha256:…`.
+    async fn inspect(&self, image: &str) -> Result<ImageInfo>;
+
+    /// Fetches an image from its registry, checks every digest and returns it. Repeating it is cheap.
+    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<ImageInfo>;
+}

@@ -1,0 +1,5 @@
+//! Linux: cgroups, mounts, namespaces, pidfd, /proc. The only folder of the agent with `unsafe`.
+#![allow(
+    unsafe_code,
+    reason = "system calls without a safe wrapper live here, each with its SAFETY line"
+)]
