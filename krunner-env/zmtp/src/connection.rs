@@ -50,7 +50,7 @@ enum Phase {
 /// let mut pull = Connection::new(SocketType::Pull, &Config::default(), Instant::now());
 /// push.send(&Message::from(["hello"]));
 /// let mut received = Vec::new();
-/// for _ in 0..2 {
+/// for _ in 0..3 {
 ///     for (from, to) in [(0, 1), (1, 0)] {
 ///         let ends = [&mut push, &mut pull];
 ///         let bytes = ends[from].output().to_vec();

@@ -6,6 +6,8 @@
 //! * [`Connection`] speaks with one peer: greeting, handshake, PING, messages;
 //! * [`Socket`] joins the connections of one socket by the rules of its type: [`PushSocket`], [`PullSocket`], [`PubSocket`], [`SubSocket`].
 //!
+//! With the feature `tokio`, [`net`] has these sockets over TCP, connecting with reconnection or bound.
+//!
 //! Queues are bounded in bytes, and a producer learns when they are full. A record that was not handed to the kernel to its last
 //! byte when its peer died is sent again, whole and in order, to the next one. What sat in the dead peer's socket buffer is lost, as with libzmq.
 
@@ -15,6 +17,8 @@ mod connection;
 mod error;
 mod frame;
 mod message;
+#[cfg(feature = "tokio")]
+pub mod net;
 mod outgoing;
 mod role;
 mod socket;

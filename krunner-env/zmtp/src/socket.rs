@@ -127,7 +127,7 @@ impl<R: Role> Socket<R> {
 
     /// Whether bytes from the peer are wanted now: false while a PULL or SUB holds [`Config::receive_limit`] unread bytes.
     pub fn wants_read(&self, peer: PeerId) -> bool {
-        self.peers.contains_key(&peer) && self.role.buffered() < self.config.receive_limit.max(1)
+        self.is_open(peer) && !self.is_paused()
     }
 
     /// The connection has ended (end of file, I/O error). What a PUSH had not fully written to it goes back to the front of the queue, in order.
@@ -169,6 +169,11 @@ impl<R: Role> Socket<R> {
         self.role.queued() == 0 && !self.peers.values().any(unwritten)
     }
 
+    /// How many messages of a PUSH are queued or not fully written; 0 for other types.
+    pub fn queued(&self) -> usize {
+        self.role.queued()
+    }
+
     /// How many peers have finished the handshake.
     pub fn ready_peers(&self) -> usize {
         self.peers
@@ -180,6 +185,16 @@ impl<R: Role> Socket<R> {
     /// Whether the peer's handshake is over.
     pub fn is_ready(&self, peer: PeerId) -> bool {
         self.peers.get(&peer).is_some_and(Connection::is_ready)
+    }
+
+    /// Whether the connection is open, its handshake over or not.
+    pub fn is_open(&self, peer: PeerId) -> bool {
+        self.peers.contains_key(&peer)
+    }
+
+    /// Whether reading rests until the caller has taken messages.
+    pub fn is_paused(&self) -> bool {
+        self.role.buffered() >= self.config.receive_limit.max(1)
     }
 
     /// The ids of all open connections.

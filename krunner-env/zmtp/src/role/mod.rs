@@ -30,7 +30,7 @@ pub(crate) mod sealed {
         /// The type that READY announces.
         const TYPE: SocketType;
 
-        /// A peer finished its handshake; the returned older one is to be closed.
+        /// A peer finished its handshake; the returned one, itself or an older one, is to be closed.
         fn ready(&mut self, _peer: PeerId, _connection: &mut Connection) -> Option<PeerId> {
             None
         }

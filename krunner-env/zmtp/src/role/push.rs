@@ -44,7 +44,7 @@ impl Push {
         }
     }
 
-    /// Removes queued messages, the oldest first, that `unwanted` names, until it has freed `bytes`.
+    /// Removes droppable messages, the oldest first, until it has freed `bytes`.
     fn evict(&mut self, mut bytes: usize) {
         let mut index = 0;
         while bytes > 0 && self.droppable > 0 && index < self.queue.len() {
@@ -88,6 +88,10 @@ impl Logic for Push {
     const TYPE: SocketType = SocketType::Push;
 
     fn ready(&mut self, peer: PeerId, _connection: &mut Connection) -> Option<PeerId> {
+        // Connections count from the moment they were opened: one that was slow to shake hands does not replace a newer one.
+        if self.active.is_some_and(|active| active > peer) {
+            return Some(peer);
+        }
         self.requeue();
         self.active.replace(peer)
     }
@@ -168,11 +172,6 @@ impl Socket<Push> {
             }
             kept
         });
-    }
-
-    /// How many messages are queued or not fully written.
-    pub fn queued(&self) -> usize {
-        self.role.queued()
     }
 
     /// Their cost in bytes ([`Message::cost`]).
