@@ -49,17 +49,28 @@ impl Peer {
             .expect("the interpreter starts");
         let stdin = child.stdin.take().expect("stdin is piped");
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-        Self { child, stdin, lines }
+        Self {
+            child,
+            stdin,
+            lines,
+        }
     }
 
     /// The next line that the script says.
     pub async fn line(&mut self) -> String {
-        self.lines.next_line().await.expect("readable").expect("the script has ended early: see its traceback")
+        self.lines
+            .next_line()
+            .await
+            .expect("readable")
+            .expect("the script has ended early: see its traceback")
     }
 
     /// Lets the script's `hear` return.
     pub async fn tell(&mut self, line: &str) {
-        self.stdin.write_all(format!("{line}\n").as_bytes()).await.expect("the script listens");
+        self.stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .expect("the script listens");
     }
 
     /// Kills the process without a chance to close its socket, as SIGKILL does.
@@ -69,7 +80,11 @@ impl Peer {
 
     /// Waits until the script has ended by itself.
     pub async fn end(mut self) {
-        let status = self.child.wait().await.expect("the process can be waited for");
+        let status = self
+            .child
+            .wait()
+            .await
+            .expect("the process can be waited for");
         assert!(status.success(), "the script failed: {status}");
     }
 }
@@ -82,8 +97,12 @@ pub struct FreePort {
 impl FreePort {
     pub fn new() -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        socket.set_reuseaddr(true).expect("an option of every socket");
-        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("some port is free");
+        socket
+            .set_reuseaddr(true)
+            .expect("an option of every socket");
+        socket
+            .bind("127.0.0.1:0".parse().expect("an address"))
+            .expect("some port is free");
         Self { socket }
     }
 
@@ -103,7 +122,9 @@ pub fn quick() -> NetConfig {
 
 /// Fails a test that hangs.
 pub async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(120), work).await.expect("the test hangs")
+    tokio::time::timeout(Duration::from_secs(120), work)
+        .await
+        .expect("the test hangs")
 }
 
 /// Waits for something that has no event of its own.

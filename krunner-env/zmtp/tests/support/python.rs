@@ -18,7 +18,11 @@ pub fn interpreter() -> &'static Path {
     INTERPRETER.get_or_init(|| match env::var_os("BACKENDAI_TEST_PYTHON") {
         Some(given) => {
             let given = PathBuf::from(given);
-            assert!(has_zmq(&given), "BACKENDAI_TEST_PYTHON={} cannot import zmq", given.display());
+            assert!(
+                has_zmq(&given),
+                "BACKENDAI_TEST_PYTHON={} cannot import zmq",
+                given.display()
+            );
             given
         }
         None => environment(),
@@ -32,22 +36,38 @@ fn environment() -> PathBuf {
     fs::create_dir_all(&cache).expect("~/.cache/backendai-agent can be made");
     let folder = cache.join(format!("venv-zmq-{PYZMQ}"));
     let python = folder.join("bin/python");
-    let lock = File::create(cache.join(format!("venv-zmq-{PYZMQ}.lock"))).expect("the lock file can be made");
+    let lock = File::create(cache.join(format!("venv-zmq-{PYZMQ}.lock")))
+        .expect("the lock file can be made");
     lock.lock().expect("the lock file can be locked");
     if !has_zmq(&python) {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
-        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-        run(Command::new(&python).args(pip).arg(format!("pyzmq=={PYZMQ}")));
+        run(Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&folder));
+        let pip = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ];
+        run(Command::new(&python)
+            .args(pip)
+            .arg(format!("pyzmq=={PYZMQ}")));
     }
     python
 }
 
 fn has_zmq(python: &Path) -> bool {
-    Command::new(python).args(["-c", "import zmq"]).output().is_ok_and(|output| output.status.success())
+    Command::new(python)
+        .args(["-c", "import zmq"])
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(
         output.status.success(),
         "these tests need pyzmq, and it could not be installed; set BACKENDAI_TEST_PYTHON to an interpreter that has it.\n{command:?}: {}",
