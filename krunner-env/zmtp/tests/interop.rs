@@ -1,5 +1,7 @@
 //! PUSH and PULL against libzmq, in both roles: what must arrive, arrives, whoever dies, is late, slow or gone.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use bytes::Bytes;

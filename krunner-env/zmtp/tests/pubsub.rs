@@ -1,5 +1,7 @@
 //! PUB and SUB against libzmq, in both roles and with both ways to subscribe: by message (ZMTP 3.0) and by command (3.1).
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use support::{FreePort, Peer, eventually, quick, within};
