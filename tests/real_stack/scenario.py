@@ -395,6 +395,7 @@ def an_unknown_image_is_refused(world):
 
 @case
 def too_many_resources_are_refused(world):
+    world.wait_alive()
     refused(lambda: world.client.Kernel.get_or_create('python', resources={'cpu': 4096, 'mem': '512m'}), 400, 503)
     check(not any(world.occupied().values()), 'occupied: {}', world.occupied())
 
