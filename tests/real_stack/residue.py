@@ -25,11 +25,11 @@ def mounts(running):
         return [line.split()[4] for line in stream if running.folder in line]
 
 
-def cgroups(kernel_ids):
-    """Control groups named after a kernel, in any hierarchy."""
+def cgroups(ids):
+    """Control groups named after a kernel or a container, in any hierarchy."""
     found = []
     for base, folders, _ in os.walk('/sys/fs/cgroup'):
-        found += [os.path.join(base, name) for name in folders if any(kernel in name for kernel in kernel_ids)]
+        found += [os.path.join(base, name) for name in folders if any(item in name for item in ids)]
     return found
 
 
@@ -72,14 +72,14 @@ def memory_limit(pid):
 
 def look(running):
     """Everything that is left, one text for each thing; empty when nothing is."""
-    kernel_ids = re.findall(r'[0-9a-f-]{36}', running.sql('select id from kernels'))
+    ids = re.findall(r'\b(?:[0-9a-f-]{36}|[0-9a-f]{64})\b', running.sql('select id, container_id from kernels'))
     left = ['process ' + command for command in processes(running)]
     left += ['mount ' + path for path in mounts(running)]
-    left += ['cgroup ' + path for path in cgroups(kernel_ids)]
+    left += ['cgroup ' + path for path in cgroups(ids)]
     left += sorted(network_snapshot() - running.network_before)
-    for name in ('scratch', 'run'):
+    for name in ('scratch', 'run', 'state'):
         left += ['{} {}'.format(name, path) for base, folders, _ in os.walk(running.path(name))
-                 for path in (os.path.join(base, folder) for folder in folders) if any(kernel in path for kernel in kernel_ids)]
+                 for path in (os.path.join(base, folder) for folder in folders) if any(item in os.path.basename(path) for item in ids)]
     left += ['file in scratch ' + name for name in os.listdir(running.path('scratch'))]
     return left
 
