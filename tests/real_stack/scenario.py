@@ -324,11 +324,11 @@ def an_upload_does_not_leave_the_work_folder(world):
 # ---- the session itself
 
 @case
-def the_logs_of_a_kernel_can_be_read(world):
+def what_batch_programs_print_is_in_the_logs(world):
     with world.session() as kernel:
-        world.execute(kernel, 'print("in the console")')
+        world.execute(kernel, mode='batch', opts={'exec': 'echo for the log; echo and an error >&2'})
         logs = kernel.get_logs()['result']['logs']
-        check(isinstance(logs, str), 'logs: {!r}', logs)
+        check('for the log\n' in logs and 'and an error\n' in logs, 'logs: {!r}', logs)
 
 
 @case
@@ -514,6 +514,9 @@ def run_case(world, function):
     try:
         function(world)
         return None
+    except TooLong:
+        world.new_client()
+        return traceback.format_exc(limit=-4)
     except Exception:  # noqa: B902  (a case may fail in any way)
         return traceback.format_exc(limit=-4)
     finally:
