@@ -6,17 +6,13 @@ mod support;
 
 use std::time::Duration;
 
-use support::{FreePort, eventually, quick, within};
+use support::{FreePort, eventually, numbered, quick, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use zmtp::net::{AsyncPull, AsyncPush, NetConfig, SendError};
 use zmtp::{Config, Message};
 
 const LINGER: Duration = Duration::from_secs(20);
-
-fn numbered(number: usize) -> Message {
-    Message::from([number.to_string()])
-}
 
 /// A queue that holds exactly `count` numbered messages.
 fn holding(count: usize) -> NetConfig {

@@ -12,7 +12,8 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpSocket;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use zmtp::net::NetConfig;
+use zmtp::Message;
+use zmtp::net::{AsyncPull, AsyncPush, NetConfig};
 
 /// What every script starts with: `sock` opens a socket that binds or connects, `say` and `hear` talk with the test.
 const PRELUDE: &str = r#"
@@ -131,5 +132,32 @@ pub async fn within<T>(work: impl Future<Output = T>) -> T {
 pub async fn eventually(mut condition: impl FnMut() -> bool) {
     while !condition() {
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Whether nothing more is being written: twice the same queue with a pause between.
+pub async fn push_settled(push: &AsyncPush) -> bool {
+    let before = push.queued();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    push.queued() == before
+}
+
+/// A message of one frame, the number in decimal.
+pub fn numbered(number: usize) -> Message {
+    Message::from([number.to_string()])
+}
+
+/// The script's part that says each message, until `last`.
+pub const SAY_ALL: &str = r#"
+while True:
+    frames = s.recv_multipart()
+    say(b"|".join(frames).decode())
+    if frames[0] == b"last": break
+"#;
+
+/// Receives these numbers, one after the other.
+pub async fn pull_numbers(pull: &AsyncPull, range: std::ops::Range<usize>) {
+    for number in range {
+        assert_eq!(pull.recv().await, Some(numbered(number)));
     }
 }
