@@ -58,3 +58,15 @@ _apt_install() {
   [ -z "$mine" ] || as_root rm -f "$policy"
   if [ "$status" != 0 ]; then tail -20 "$cache/apt.log" >&2; die "apt could not install: $* (log: $cache/apt.log)"; fi
 }
+
+# need_services PACKAGE...: like need_apt, for packages that bring services. Those that are installed here do not start at the
+# next boot either; the tests run their programs themselves.
+need_services() {
+  local missing package
+  missing=$(apt_missing "$@")
+  need_apt "$@"
+  [ -d /run/systemd/system ] || return 0
+  for package in $missing; do
+    as_root systemctl disable --quiet "${package%-server}.service" "$package.service" 2> /dev/null || true
+  done
+}

@@ -9,7 +9,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 agent=${BACKENDAI_AGENT_BIN:-$repo/target/debug/backendai-agent}
 [ -x "$agent" ] || die "no agent at $agent: run 'cargo build' first"
 
-need_apt etcd-server redis-server redis-tools postgresql docker-registry iproute2 nftables
+need_apt iproute2 nftables redis-tools
+need_services etcd-server redis-server postgresql docker-registry
 status=0
 venvs=$("$here/venvs.sh") || status=$?
 if [ "$status" = 77 ]; then echo "skipped real_stack: needs $venvs"; exit 0; fi
