@@ -19,6 +19,7 @@ pub mod image;
 pub mod kernel;
 pub mod krunner;
 pub mod manager;
+pub mod metrics;
 pub mod resource;
 pub mod runtime;
 pub mod stats;
