@@ -18,6 +18,7 @@ pub mod etcd;
 pub mod image;
 pub mod kernel;
 pub mod krunner;
+pub mod logging;
 pub mod manager;
 pub mod metrics;
 pub mod resource;

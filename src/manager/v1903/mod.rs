@@ -3,9 +3,13 @@
 
 pub mod arguments;
 pub mod call;
+pub mod daemon;
+pub mod event;
 pub mod frame;
+pub mod heartbeat;
 pub mod kernel_config;
 pub mod python;
+pub mod redis;
 pub mod reply;
 pub mod server;
 pub mod wire_error;
