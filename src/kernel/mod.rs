@@ -1,1 +1,4 @@
 //! One kernel, from preparing to terminated.
+
+pub mod files;
+pub mod runner;
