@@ -19,8 +19,15 @@ pub fn measure(report: &mut Report, folder: &Path) -> Result<()> {
     let root = KrunnerLayer::built_in().ensure_unpacked(&folder.join("krunner"))?;
     let program = root.join("bin/krunner");
     #[allow(clippy::cast_precision_loss, reason = "a small file")]
-    report.add(Series::single("krunner_size", "MiB", std::fs::metadata(&program)?.len() as f64 / 1048576.0));
-    let (mut ready, mut rss) = (Series::ms("krunner_ready"), Series::new("krunner_rss", "MiB"));
+    report.add(Series::single(
+        "krunner_size",
+        "MiB",
+        std::fs::metadata(&program)?.len() as f64 / 1048576.0,
+    ));
+    let (mut ready, mut rss) = (
+        Series::ms("krunner_ready"),
+        Series::new("krunner_rss", "MiB"),
+    );
     for round in 0..STARTS {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
@@ -40,7 +47,10 @@ pub fn measure(report: &mut Report, folder: &Path) -> Result<()> {
         ready.push_ms(begin.elapsed());
         std::thread::sleep(Duration::from_millis(50));
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("no VmRSS")?;
         rss.push(kib.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0);
         child.kill()?;
         child.wait()?;

@@ -33,7 +33,9 @@ fn main() -> Result<()> {
 }
 
 async fn measure() -> Result<()> {
-    let image = std::env::var_os("BACKENDAI_BENCH_IMAGE").map(PathBuf::from).context("BACKENDAI_BENCH_IMAGE is not set")?;
+    let image = std::env::var_os("BACKENDAI_BENCH_IMAGE")
+        .map(PathBuf::from)
+        .context("BACKENDAI_BENCH_IMAGE is not set")?;
     let only = std::env::var("BACKENDAI_BENCH_ONLY").unwrap_or_default();
     let wants = |name: &str| only.is_empty() || name.contains(&only);
     let folder = tempfile::tempdir()?;
@@ -89,8 +91,11 @@ async fn pings(node: &Node, report: &mut Report) -> Result<()> {
 
 /// Creates, first outputs and ends of kernels, in turn with the peers' containers of the same root file system.
 async fn starts(node: &Node, report: &mut Report) -> Result<()> {
-    let (mut create, mut output, mut destroy) =
-        (Series::ms("create.youki"), Series::ms("create_to_output.youki"), Series::ms("destroy.youki"));
+    let (mut create, mut output, mut destroy) = (
+        Series::ms("create.youki"),
+        Series::ms("create_to_output.youki"),
+        Series::ms("destroy.youki"),
+    );
     let peers = peers::Peers::prepare(node.folder())?;
     let mut rpc = node.rpc().await?;
     for round in 0..ROUNDS {
@@ -98,10 +103,12 @@ async fn starts(node: &Node, report: &mut Report) -> Result<()> {
         let begin = Instant::now();
         rpc.call("create_kernel", node.create_args(&kernel)).await?;
         create.push_ms(begin.elapsed());
-        rpc.execute_until(&kernel, "print(1)", |result| rpc::has_output(result)).await?;
+        rpc.execute_until(&kernel, "print(1)", |result| rpc::has_output(result))
+            .await?;
         output.push_ms(begin.elapsed());
         let begin = Instant::now();
-        rpc.call("destroy_kernel", vec![kernel.as_str().into()]).await?;
+        rpc.call("destroy_kernel", vec![kernel.as_str().into()])
+            .await?;
         destroy.push_ms(begin.elapsed());
         peers.round(&mut create)?;
     }
@@ -113,7 +120,8 @@ async fn starts(node: &Node, report: &mut Report) -> Result<()> {
 
 async fn executes(node: &Node, report: &mut Report) -> Result<()> {
     let mut rpc = node.rpc().await?;
-    rpc.call("create_kernel", node.create_args("bench-execute")).await?;
+    rpc.call("create_kernel", node.create_args("bench-execute"))
+        .await?;
     rpc.execute("bench-execute", "print(1)").await?;
     let mut round_trip = Series::ms("execute");
     for _ in 0..200 {
@@ -124,7 +132,10 @@ async fn executes(node: &Node, report: &mut Report) -> Result<()> {
     report.add(round_trip);
     let mut throughput = Series::new("execute_throughput", "MiB/s");
     const MIB: usize = 64;
-    let code = format!("s = 'x' * 99999 + '\\n'\nfor _ in range({}): print(s, end='')", MIB * 1024 * 1024 / 100_000);
+    let code = format!(
+        "s = 'x' * 99999 + '\\n'\nfor _ in range({}): print(s, end='')",
+        MIB * 1024 * 1024 / 100_000
+    );
     for _ in 0..5 {
         let begin = Instant::now();
         let bytes = rpc.execute("bench-execute", &code).await?;
@@ -132,7 +143,8 @@ async fn executes(node: &Node, report: &mut Report) -> Result<()> {
         throughput.push(bytes as f64 / (1024.0 * 1024.0) / begin.elapsed().as_secs_f64());
     }
     report.add(throughput);
-    rpc.call("destroy_kernel", vec!["bench-execute".into()]).await?;
+    rpc.call("destroy_kernel", vec!["bench-execute".into()])
+        .await?;
     Ok(())
 }
 
@@ -142,18 +154,24 @@ async fn scale(node: &Node, report: &mut Report) -> Result<()> {
     report.add(mib("agent_rss_idle", node.rss_mib()?));
     let mut rpc = node.rpc().await?;
     for index in 0..MANY {
-        rpc.call("create_kernel", node.create_args(&format!("many-{index}"))).await?;
+        rpc.call("create_kernel", node.create_args(&format!("many-{index}")))
+            .await?;
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
     let before = node.cpu_time()?;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let used = node.cpu_time()?.saturating_sub(before);
-    report.add(Series::single("agent_cpu_100", "% of a core", used.as_secs_f64() * 10.0));
+    report.add(Series::single(
+        "agent_cpu_100",
+        "% of a core",
+        used.as_secs_f64() * 10.0,
+    ));
     report.add(mib("agent_rss_100", node.rss_mib()?));
     report.add(node.monitors()?);
     report.add(node.stats_sweep().await?);
     for index in 0..MANY {
-        rpc.call("destroy_kernel", vec![Value::from(format!("many-{index}"))]).await?;
+        rpc.call("destroy_kernel", vec![Value::from(format!("many-{index}"))])
+            .await?;
     }
     Ok(())
 }

@@ -41,31 +41,73 @@ impl Node {
     pub async fn start(folder: &Path, image: &Path) -> Result<Self> {
         let [agent_port, etcd_port, peer_port, redis_port] = free_ports()?;
         let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let etcd = spawn(folder, Command::new("etcd").arg("--data-dir").arg(folder.join("etcd")).args([
-            "--unsafe-no-fsync", "--log-level=error",
-            "--listen-client-urls", &url(etcd_port), "--advertise-client-urls", &url(etcd_port),
-            "--listen-peer-urls", &url(peer_port), "--initial-advertise-peer-urls", &url(peer_port),
-            "--initial-cluster", &format!("default={}", url(peer_port)),
-        ]))?;
-        let redis = spawn(folder, Command::new("redis-server").args([
-            "--bind", "127.0.0.1", "--port", &redis_port.to_string(), "--save", "", "--appendonly", "no",
-        ]))?;
+        let etcd = spawn(
+            folder,
+            Command::new("etcd")
+                .arg("--data-dir")
+                .arg(folder.join("etcd"))
+                .args([
+                    "--unsafe-no-fsync",
+                    "--log-level=error",
+                    "--listen-client-urls",
+                    &url(etcd_port),
+                    "--advertise-client-urls",
+                    &url(etcd_port),
+                    "--listen-peer-urls",
+                    &url(peer_port),
+                    "--initial-advertise-peer-urls",
+                    &url(peer_port),
+                    "--initial-cluster",
+                    &format!("default={}", url(peer_port)),
+                ]),
+        )?;
+        let redis = spawn(
+            folder,
+            Command::new("redis-server").args([
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                &redis_port.to_string(),
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ]),
+        )?;
         let events = PullSocket::bind("127.0.0.1:0", NetConfig::default()).await?;
         let event_port = events.local_addr().context("bound")?.port();
-        wait_for("etcd", || std::net::TcpStream::connect(("127.0.0.1", etcd_port)).is_ok()).await?;
-        wait_for("redis", || std::net::TcpStream::connect(("127.0.0.1", redis_port)).is_ok()).await?;
+        wait_for("etcd", || {
+            std::net::TcpStream::connect(("127.0.0.1", etcd_port)).is_ok()
+        })
+        .await?;
+        wait_for("redis", || {
+            std::net::TcpStream::connect(("127.0.0.1", redis_port)).is_ok()
+        })
+        .await?;
         let mut client = etcd_client::Client::connect([url(etcd_port)], None).await?;
         for (key, value) in [
-            ("nodes/manager/event_addr", format!("127.0.0.1:{event_port}")),
+            (
+                "nodes/manager/event_addr",
+                format!("127.0.0.1:{event_port}"),
+            ),
             ("nodes/redis", format!("127.0.0.1:{redis_port}")),
             ("nodes/manager", "i-bench".into()),
         ] {
-            client.put(format!("/sorna/local/{key}"), value, None).await?;
+            client
+                .put(format!("/sorna/local/{key}"), value, None)
+                .await?;
         }
         std::fs::create_dir_all(folder.join("scratches"))?;
         let image = import(folder, image)?;
-        let mut node =
-            Self { folder: folder.into(), agent_port, etcd_port, image, events, agent: None, _services: vec![etcd, redis] };
+        let mut node = Self {
+            folder: folder.into(),
+            agent_port,
+            etcd_port,
+            image,
+            events,
+            agent: None,
+            _services: vec![etcd, redis],
+        };
         node.restart().await?;
         Ok(node)
     }
@@ -80,27 +122,51 @@ impl Node {
         while self.events.try_recv().is_some() {}
         let begin = Instant::now();
         let mut command = Command::new(agent());
-        command.arg("serve").args(folders(&self.folder)).arg("--scratch-root").arg(self.folder.join("scratches")).args([
-            "--etcd-addr", &format!("127.0.0.1:{}", self.etcd_port), "--agent-port", &self.agent_port.to_string(),
-            "--agent-host-override", "127.0.0.1", "--container-port-range", "20000-21000", "--kernel-uid", "1000",
-        ]);
+        command
+            .arg("serve")
+            .args(folders(&self.folder))
+            .arg("--scratch-root")
+            .arg(self.folder.join("scratches"))
+            .args([
+                "--etcd-addr",
+                &format!("127.0.0.1:{}", self.etcd_port),
+                "--agent-port",
+                &self.agent_port.to_string(),
+                "--agent-host-override",
+                "127.0.0.1",
+                "--container-port-range",
+                "20000-21000",
+                "--kernel-uid",
+                "1000",
+            ]);
         self.agent = Some(spawn(&self.folder, &mut command)?);
         loop {
             let event = tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await;
-            let event = event.context("no heartbeat within 20 s")?.context("the event socket is closed")?;
-            if event.frames().first().is_some_and(|name| name.as_ref() == b"instance_heartbeat") {
+            let event = event
+                .context("no heartbeat within 20 s")?
+                .context("the event socket is closed")?;
+            if event
+                .frames()
+                .first()
+                .is_some_and(|name| name.as_ref() == b"instance_heartbeat")
+            {
                 break;
             }
         }
         let time = begin.elapsed();
         let port = self.agent_port;
-        wait_for("the agent's RPC port", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()).await?;
+        wait_for("the agent's RPC port", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+        })
+        .await?;
         Ok(time)
     }
 
     /// Ends the daemon and its kernels.
     pub async fn stop(&mut self) -> Result<()> {
-        let Some(mut agent) = self.agent.take() else { return Ok(()) };
+        let Some(mut agent) = self.agent.take() else {
+            return Ok(());
+        };
         let pid = rustix::process::Pid::from_child(&agent.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         let mut waited = Duration::ZERO;
@@ -119,7 +185,10 @@ impl Node {
     /// Arguments of `create_kernel` as the manager sends them.
     pub fn create_args(&self, kernel: &str) -> Vec<Value> {
         let (digest, labels) = &self.image;
-        let registry = map(vec![("name", "bench".into()), ("url", "http://127.0.0.1:1".into())]);
+        let registry = map(vec![
+            ("name", "bench".into()),
+            ("url", "http://127.0.0.1:1".into()),
+        ]);
         let image = map(vec![
             ("registry", registry),
             ("digest", digest.as_str().into()),
@@ -128,7 +197,10 @@ impl Node {
         ]);
         let config = map(vec![
             ("image", image),
-            ("resource_slots", map(vec![("cpu", "0".into()), ("mem", "134217728".into())])),
+            (
+                "resource_slots",
+                map(vec![("cpu", "0".into()), ("mem", "134217728".into())]),
+            ),
             ("idle_timeout", 0.into()),
             ("mounts", Value::Array(Vec::new())),
             ("environ", Value::Map(Vec::new())),
@@ -147,9 +219,16 @@ impl Node {
     /// CPU time of the daemon so far.
     pub fn cpu_time(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
-        let fields: Vec<&str> = stat.rsplit(") ").next().context("stat")?.split(' ').collect();
+        let fields: Vec<&str> = stat
+            .rsplit(") ")
+            .next()
+            .context("stat")?
+            .split(' ')
+            .collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
+        Ok(Duration::from_millis(
+            ticks * 1000 / rustix::param::clock_ticks_per_second(),
+        ))
     }
 
     /// Private memory of each monitor.
@@ -157,12 +236,23 @@ impl Node {
         let mut series = Series::new("monitor_pss", "MiB");
         let run_dir = self.folder.join("run");
         for entry in std::fs::read_dir("/proc")? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Some(pid) = entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u32>().ok())
+            else {
+                continue;
+            };
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).into_owned();
             if line.contains("__monitor") && line.contains(&*run_dir.to_string_lossy()) {
-                let private = ["Private_Dirty:", "Private_Clean:"].map(|key| status_kib(pid, "smaps_rollup", key));
-                series.push((private[0].as_ref().map_or(0.0, |v| *v) + private[1].as_ref().map_or(0.0, |v| *v)) / 1024.0);
+                let private = ["Private_Dirty:", "Private_Clean:"]
+                    .map(|key| status_kib(pid, "smaps_rollup", key));
+                series.push(
+                    (private[0].as_ref().map_or(0.0, |v| *v)
+                        + private[1].as_ref().map_or(0.0, |v| *v))
+                        / 1024.0,
+                );
             }
         }
         Ok(series)
@@ -176,7 +266,12 @@ impl Node {
 
 /// The daemon's folders as options.
 pub fn folders(folder: &Path) -> [PathBuf; 4] {
-    ["--state-dir".into(), folder.join("state"), "--run-dir".into(), folder.join("run")]
+    [
+        "--state-dir".into(),
+        folder.join("state"),
+        "--run-dir".into(),
+        folder.join("run"),
+    ]
 }
 
 /// The program under measurement.
@@ -195,18 +290,37 @@ fn import(folder: &Path, image: &Path) -> Result<(String, Value)> {
         .arg(IMAGE)
         .args(flags.lines())
         .output()?;
-    ensure!(output.status.success(), "import: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "import: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let info: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let digest = info["id"].as_str().context("the import tells the id")?.to_owned();
+    let digest = info["id"]
+        .as_str()
+        .context("the import tells the id")?
+        .to_owned();
     let labels = info["labels"].as_object().cloned().unwrap_or_default();
-    let labels = labels.into_iter().map(|(k, v)| (k.into(), v.as_str().unwrap_or_default().into())).collect();
+    let labels = labels
+        .into_iter()
+        .map(|(k, v)| (k.into(), v.as_str().unwrap_or_default().into()))
+        .collect();
     Ok((digest, Value::Map(labels)))
 }
 
 fn spawn(folder: &Path, command: &mut Command) -> Result<Guard> {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("services.log"))?;
-    let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-    Ok(Guard(command.spawn().with_context(|| format!("{command:?}"))?))
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(folder.join("services.log"))?;
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0);
+    Ok(Guard(
+        command.spawn().with_context(|| format!("{command:?}"))?,
+    ))
 }
 
 async fn wait_for(what: &str, ready: impl Fn() -> bool) -> Result<()> {
@@ -232,6 +346,9 @@ fn free_ports<const N: usize>() -> Result<[u16; N]> {
 
 fn status_kib(pid: u32, file: &str, key: &str) -> Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/{file}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("no {key}"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key))
+        .with_context(|| format!("no {key}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

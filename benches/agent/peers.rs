@@ -31,16 +31,35 @@ impl Peers {
         std::fs::create_dir_all(&rootfs)?;
         std::fs::create_dir_all(&state)?;
         let image = std::env::var("BACKENDAI_BENCH_IMAGE")?;
-        ensure!(quiet(Command::new("tar").arg("-xf").arg(image).arg("-C").arg(&rootfs))?, "tar failed");
-        let output = Command::new("runc").args(["spec", "--bundle"]).arg(&bundle).output();
-        ensure!(output.is_ok_and(|output| output.status.success()), "runc spec failed; install runc");
+        ensure!(
+            quiet(
+                Command::new("tar")
+                    .arg("-xf")
+                    .arg(image)
+                    .arg("-C")
+                    .arg(&rootfs)
+            )?,
+            "tar failed"
+        );
+        let output = Command::new("runc")
+            .args(["spec", "--bundle"])
+            .arg(&bundle)
+            .output();
+        ensure!(
+            output.is_ok_and(|output| output.status.success()),
+            "runc spec failed; install runc"
+        );
         let path = bundle.join("config.json");
         let mut spec: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
         spec["process"]["terminal"] = false.into();
         spec["process"]["args"] = json!(["true"]);
         spec["process"]["rlimits"] = json!([]);
         std::fs::write(&path, spec.to_string())?;
-        let mut peers = Self { bundle, state, programs: Vec::new() };
+        let mut peers = Self {
+            bundle,
+            state,
+            programs: Vec::new(),
+        };
         for program in ["libcontainer", "crun", "runc", "youki"] {
             match peers.once(program) {
                 Ok(()) => peers.programs.push(program),
@@ -67,7 +86,12 @@ impl Peers {
             command
         } else {
             let mut command = Command::new(program);
-            command.arg("--root").arg(&self.state).args(["run", "--bundle"]).arg(&self.bundle).arg("bench-peer");
+            command
+                .arg("--root")
+                .arg(&self.state)
+                .args(["run", "--bundle"])
+                .arg(&self.bundle)
+                .arg("bench-peer");
             command
         };
         ensure!(quiet(&mut command)?, "{program} failed");
@@ -77,8 +101,15 @@ impl Peers {
 
 /// The helper process: one container by libcontainer, from create to delete.
 pub fn helper_main(args: &[String]) -> Result<()> {
-    let [state, bundle] = args else { bail!("usage: {HELPER} STATE BUNDLE") };
-    let null = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+    let [state, bundle] = args else {
+        bail!("usage: {HELPER} STATE BUNDLE")
+    };
+    let null = || {
+        std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+    };
     let mut container = ContainerBuilder::new("bench-helper".to_owned(), SyscallType::Linux)
         .with_root_path(state)?
         .validate_id()?
@@ -98,6 +129,12 @@ pub fn helper_main(args: &[String]) -> Result<()> {
 }
 
 fn quiet(command: &mut Command) -> Result<bool> {
-    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    Ok(command.status().with_context(|| format!("{command:?}"))?.success())
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Ok(command
+        .status()
+        .with_context(|| format!("{command:?}"))?
+        .success())
 }

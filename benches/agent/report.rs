@@ -20,7 +20,12 @@ pub struct Series {
 
 impl Series {
     pub fn new(name: &'static str, unit: &'static str) -> Self {
-        Self { name, unit, values: Vec::new(), peers: BTreeMap::new() }
+        Self {
+            name,
+            unit,
+            values: Vec::new(),
+            peers: BTreeMap::new(),
+        }
     }
 
     pub fn ms(name: &'static str) -> Self {
@@ -28,7 +33,10 @@ impl Series {
     }
 
     pub fn single(name: &'static str, unit: &'static str, value: f64) -> Self {
-        Self { values: vec![value], ..Self::new(name, unit) }
+        Self {
+            values: vec![value],
+            ..Self::new(name, unit)
+        }
     }
 
     pub fn push(&mut self, value: f64) {
@@ -40,7 +48,10 @@ impl Series {
     }
 
     pub fn push_peer(&mut self, peer: &'static str, time: Duration) {
-        self.peers.entry(peer).or_default().push(time.as_secs_f64() * 1e3);
+        self.peers
+            .entry(peer)
+            .or_default()
+            .push(time.as_secs_f64() * 1e3);
     }
 }
 
@@ -54,7 +65,12 @@ impl Report {
     }
 
     pub fn add(&mut self, series: Series) {
-        eprintln!("{:24} {:>10.2} {}", series.name, percentile(&series.values, 50), series.unit);
+        eprintln!(
+            "{:24} {:>10.2} {}",
+            series.name,
+            percentile(&series.values, 50),
+            series.unit
+        );
         self.0.push(series);
     }
 
@@ -65,9 +81,16 @@ impl Report {
         let mut results = Vec::new();
         for series in &self.0 {
             let numbers = [50, 95, 100].map(|p| percentile(&series.values, p));
-            let peers: Vec<String> =
-                series.peers.iter().map(|(name, values)| format!("{name} {:.1}", percentile(values, 50))).collect();
-            let mut row = vec![series.name.to_owned(), series.unit.to_owned(), series.values.len().to_string()];
+            let peers: Vec<String> = series
+                .peers
+                .iter()
+                .map(|(name, values)| format!("{name} {:.1}", percentile(values, 50)))
+                .collect();
+            let mut row = vec![
+                series.name.to_owned(),
+                series.unit.to_owned(),
+                series.values.len().to_string(),
+            ];
             row.extend(numbers.map(|n| format!("{n:.2}")));
             row.push(peers.join(", "));
             table.add_row(row);
@@ -76,7 +99,8 @@ impl Report {
         println!("{table}");
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
         let all = json!({ "machine": machine(), "commit": commit(), "results": results });
-        std::fs::write(&path, serde_json::to_string_pretty(&all)?).with_context(|| path.display().to_string())
+        std::fs::write(&path, serde_json::to_string_pretty(&all)?)
+            .with_context(|| path.display().to_string())
     }
 }
 
@@ -86,8 +110,11 @@ fn entry(series: &Series) -> Value {
     entry["name"] = series.name.into();
     entry["unit"] = series.unit.into();
     entry["n"] = series.values.len().into();
-    let peers: serde_json::Map<String, Value> =
-        series.peers.iter().map(|(name, values)| ((*name).to_owned(), numbers(values))).collect();
+    let peers: serde_json::Map<String, Value> = series
+        .peers
+        .iter()
+        .map(|(name, values)| ((*name).to_owned(), numbers(values)))
+        .collect();
     entry["peers"] = peers.into();
     entry
 }
@@ -102,7 +129,10 @@ fn percentile(values: &[f64], percent: usize) -> f64 {
 
 fn machine() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let model = read("/proc/cpuinfo").lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1).map(str::to_owned));
+    let model = read("/proc/cpuinfo")
+        .lines()
+        .find(|line| line.starts_with("model name"))
+        .and_then(|line| line.split(": ").nth(1).map(str::to_owned));
     json!({
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
         "model": model,
@@ -112,6 +142,11 @@ fn machine() -> Value {
 }
 
 fn commit() -> Option<String> {
-    let output = Command::new("git").args(["rev-parse", "HEAD"]).output().ok()?;
-    String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned())
+    let output = Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .output()
+        .ok()?;
+    String::from_utf8(output.stdout)
+        .ok()
+        .map(|text| text.trim().to_owned())
 }

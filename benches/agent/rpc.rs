@@ -20,13 +20,19 @@ impl Rpc {
     pub async fn connect(port: u16) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.set_nodelay(true)?;
-        let mut rpc = Self { stream, input: Vec::new(), start: 0, next: 1 };
+        let mut rpc = Self {
+            stream,
+            input: Vec::new(),
+            start: 0,
+            next: 1,
+        };
         let mut greeting = [0_u8; 64];
         (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
         greeting[12..16].copy_from_slice(b"NULL");
         rpc.stream.write_all(&greeting).await?;
         rpc.stream.read_exact(&mut greeting).await?;
-        let ready = b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00";
+        let ready =
+            b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00";
         let mut ready = ready.to_vec();
         ready[1] = u8::try_from(ready.len() - 2)?;
         rpc.stream.write_all(&ready).await?;
@@ -48,7 +54,13 @@ impl Rpc {
     }
 
     /// Many calls, always `window` under way: calls a second.
-    pub async fn flood(&mut self, method: &str, args: Vec<Value>, window: usize, count: usize) -> Result<f64> {
+    pub async fn flood(
+        &mut self,
+        method: &str,
+        args: Vec<Value>,
+        window: usize,
+        count: usize,
+    ) -> Result<f64> {
         let body = encode(&Value::Array(args))?;
         let begin = std::time::Instant::now();
         let mut output = Vec::new();
@@ -89,12 +101,22 @@ impl Rpc {
     }
 
     /// Runs code until a result satisfies `enough`, and then to its end.
-    pub async fn execute_until(&mut self, kernel: &str, code: &str, mut enough: impl FnMut(&Value) -> bool) -> Result<()> {
+    pub async fn execute_until(
+        &mut self,
+        kernel: &str,
+        code: &str,
+        mut enough: impl FnMut(&Value) -> bool,
+    ) -> Result<()> {
         let (mut mode, mut text, mut run, mut done) = ("query", code.to_owned(), Value::Nil, false);
         loop {
             let args = vec![
-                3.into(), kernel.into(), run.clone(), mode.into(), text.as_str().into(),
-                Value::Map(Vec::new()), Value::F64(2.0),
+                3.into(),
+                kernel.into(),
+                run.clone(),
+                mode.into(),
+                text.as_str().into(),
+                Value::Map(Vec::new()),
+                Value::F64(2.0),
             ];
             let result = self.call("execute", args).await?;
             done = done || enough(&result);
@@ -124,7 +146,10 @@ impl Rpc {
         ensure!(header.len() == 17, "reply header of {} bytes", header.len());
         let (flags, body) = self.frame().await?;
         ensure!(flags & 1 == 0, "reply of more than two frames");
-        Ok((header[16] != 0, rmpv::decode::read_value(&mut body.as_slice())?))
+        Ok((
+            header[16] != 0,
+            rmpv::decode::read_value(&mut body.as_slice())?,
+        ))
     }
 
     /// Whether (the beginning of) a further frame is here already.
@@ -136,9 +161,10 @@ impl Rpc {
         loop {
             let data = &self.input[self.start..];
             let head = match data {
-                [flags, rest @ ..] if flags & 2 != 0 && rest.len() >= 8 => {
-                    Some((9, usize::try_from(u64::from_be_bytes(rest[..8].try_into()?))?))
-                }
+                [flags, rest @ ..] if flags & 2 != 0 && rest.len() >= 8 => Some((
+                    9,
+                    usize::try_from(u64::from_be_bytes(rest[..8].try_into()?))?,
+                )),
                 [flags, size, ..] if flags & 2 == 0 => Some((2, usize::from(*size))),
                 _ => None,
             };
@@ -158,7 +184,10 @@ impl Rpc {
                 self.start = 0;
             }
             self.input.reserve(256 * 1024);
-            ensure!(self.stream.read_buf(&mut self.input).await? > 0, "the agent closed the connection");
+            ensure!(
+                self.stream.read_buf(&mut self.input).await? > 0,
+                "the agent closed the connection"
+            );
         }
     }
 }
@@ -181,13 +210,21 @@ fn encode(value: &Value) -> Result<Vec<u8>> {
 }
 
 fn get<'a>(map: &'a Value, key: &str) -> &'a Value {
-    let found = map.as_map().and_then(|items| items.iter().find(|(name, _)| name.as_str() == Some(key)));
+    let found = map
+        .as_map()
+        .and_then(|items| items.iter().find(|(name, _)| name.as_str() == Some(key)));
     found.map_or(&Value::Nil, |(_, value)| value)
 }
 
 fn console_bytes(result: &Value) -> usize {
-    let items = get(result, "console").as_array().map_or(&[][..], Vec::as_slice);
-    items.iter().filter_map(|item| item.as_array()?.get(1)?.as_str()).map(str::len).sum()
+    let items = get(result, "console")
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    items
+        .iter()
+        .filter_map(|item| item.as_array()?.get(1)?.as_str())
+        .map(str::len)
+        .sum()
 }
 
 /// Whether a result has console output.
@@ -198,5 +235,10 @@ pub fn has_output(result: &Value) -> bool {
 /// A msgpack map with text keys.
 pub fn map(items: Vec<(&str, Value)>) -> Value {
     let items: HashMap<&str, Value> = items.into_iter().collect();
-    Value::Map(items.into_iter().map(|(key, value)| (key.into(), value)).collect())
+    Value::Map(
+        items
+            .into_iter()
+            .map(|(key, value)| (key.into(), value))
+            .collect(),
+    )
 }

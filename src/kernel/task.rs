@@ -80,7 +80,10 @@ enum Cause {
     /// The kernel ends; those who asked are answered at the end.
     End(String, Vec<oneshot::Sender<Option<KernelStats>>>),
     /// The container is replaced.
-    Restart(Box<KernelConfig>, oneshot::Sender<Result<Reply, AgentError>>),
+    Restart(
+        Box<KernelConfig>,
+        oneshot::Sender<Result<Reply, AgentError>>,
+    ),
 }
 
 impl Owner {

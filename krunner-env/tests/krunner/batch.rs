@@ -10,7 +10,10 @@ fn kinds_and_bodies(agent: &mut crate::support::Agent, count: usize) -> Vec<(Str
 }
 
 fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
-    expected.iter().map(|(kind, body)| ((*kind).to_owned(), (*body).to_owned())).collect()
+    expected
+        .iter()
+        .map(|(kind, body)| ((*kind).to_owned(), (*body).to_owned()))
+        .collect()
 }
 
 #[test]
@@ -34,7 +37,12 @@ fn a_batch_run_gives_output_and_three_end_records_in_order() {
 fn a_failed_build_skips_one_exec() {
     let kernel = shell();
     let mut agent = kernel.agent();
-    for (op, command) in [("clean", "false"), ("build", "exit 2"), ("exec", "echo never"), ("exec", "echo again")] {
+    for (op, command) in [
+        ("clean", "false"),
+        ("build", "exit 2"),
+        ("exec", "echo never"),
+        ("exec", "echo again"),
+    ] {
         agent.send(op, command);
     }
     let expected = pairs(&[

@@ -30,7 +30,11 @@ impl<R: Role> End<R> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("krunner listens");
         stream.set_nodelay(true).expect("a TCP socket");
         let peer = socket.open(Instant::now());
-        Self { socket, stream, peer }
+        Self {
+            socket,
+            stream,
+            peer,
+        }
     }
 
     fn write(&mut self) {
@@ -47,12 +51,17 @@ impl<R: Role> End<R> {
     /// Reads once; false: nothing came in time.
     fn read(&mut self, patience: Duration) -> bool {
         let mut buffer = vec![0; 256 << 10];
-        self.stream.set_read_timeout(Some(patience)).expect("a TCP socket");
+        self.stream
+            .set_read_timeout(Some(patience))
+            .expect("a TCP socket");
         match self.stream.read(&mut buffer) {
             Ok(count) => {
                 assert!(count > 0, "krunner closed the connection");
                 self.socket.receive(self.peer, &buffer[..count]);
-                assert!(self.socket.next_closed().is_none(), "krunner broke the protocol");
+                assert!(
+                    self.socket.next_closed().is_none(),
+                    "krunner broke the protocol"
+                );
                 self.write();
                 true
             }
@@ -82,7 +91,10 @@ impl Agent {
     /// Sends raw frames.
     pub fn send_frames(&mut self, frames: &[&[u8]]) {
         let message: Message = frames.iter().map(|frame| frame.to_vec()).collect();
-        self.ops.socket.try_push(message).expect("tests send little");
+        self.ops
+            .socket
+            .try_push(message)
+            .expect("tests send little");
         self.ops.write();
         while !self.ops.socket.is_drained() {
             assert!(self.ops.read(PATIENCE), "no handshake");
@@ -104,8 +116,13 @@ impl Agent {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(message) = self.records.socket.try_recv() {
-                let [kind, body] = message.frames() else { panic!("a record of {} frames", message.frames().len()) };
-                return Some((String::from_utf8(kind.to_vec()).expect("a name"), body.to_vec()));
+                let [kind, body] = message.frames() else {
+                    panic!("a record of {} frames", message.frames().len())
+                };
+                return Some((
+                    String::from_utf8(kind.to_vec()).expect("a name"),
+                    body.to_vec(),
+                ));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || !self.records.read(left) {
@@ -202,8 +219,17 @@ impl Builder {
         for name in ["config", "work", "tmp"] {
             std::fs::create_dir(dir.path().join(name)).expect("a folder");
         }
-        let after = std::iter::once(runtime_type).chain(runtime_path).map(str::to_owned).collect();
-        Self { dir, before: Vec::new(), after, environ: Vec::new(), log: Stdio::null() }
+        let after = std::iter::once(runtime_type)
+            .chain(runtime_path)
+            .map(str::to_owned)
+            .collect();
+        Self {
+            dir,
+            before: Vec::new(),
+            after,
+            environ: Vec::new(),
+            log: Stdio::null(),
+        }
     }
 
     /// Runs the binary by these words.
@@ -243,14 +269,38 @@ impl Builder {
         ] {
             words.extend([option.into(), value.into_os_string()]);
         }
-        words.extend(["--bind", "127.0.0.1", "--replin", "0", "--replout", "0", "--input-port", "0"].map(Into::into));
+        words.extend(
+            [
+                "--bind",
+                "127.0.0.1",
+                "--replin",
+                "0",
+                "--replout",
+                "0",
+                "--input-port",
+                "0",
+            ]
+            .map(Into::into),
+        );
         words.extend(self.after.iter().map(Into::into));
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env_remove("PYTHONPATH").env("TMPDIR", path("tmp")).env("MPLCONFIGDIR", path("tmp"));
-        command.envs(self.environ).stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log);
+        command
+            .args(&words[1..])
+            .env_remove("PYTHONPATH")
+            .env("TMPDIR", path("tmp"))
+            .env("MPLCONFIGDIR", path("tmp"));
+        command
+            .envs(self.environ)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(self.log);
         let mut child = command.spawn().expect("the binary starts");
         let ports = wait_for_ports(&mut child, &path("tmp/ports"));
-        Kernel { child, dir: self.dir, ports }
+        Kernel {
+            child,
+            dir: self.dir,
+            ports,
+        }
     }
 }
 
@@ -259,11 +309,22 @@ fn wait_for_ports(child: &mut Child, path: &Path) -> Ports {
     loop {
         if let Ok(text) = std::fs::read(path) {
             let ports: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-            let port = |name: &str| u16::try_from(ports[name].as_u64().expect("a port")).expect("a port");
-            return Ports { replin: port("replin"), replout: port("replout"), input: port("input") };
+            let port =
+                |name: &str| u16::try_from(ports[name].as_u64().expect("a port")).expect("a port");
+            return Ports {
+                replin: port("replin"),
+                replout: port("replout"),
+                input: port("input"),
+            };
         }
-        assert!(child.try_wait().expect("a child").is_none(), "krunner ended at once");
-        assert!(Instant::now() < deadline, "krunner does not write its ports");
+        assert!(
+            child.try_wait().expect("a child").is_none(),
+            "krunner ended at once"
+        );
+        assert!(
+            Instant::now() < deadline,
+            "krunner does not write its ports"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -294,7 +355,12 @@ impl Drop for Kernel {
         if let Ok(None) = self.child.try_wait() {
             // TERM first: behind `unshare` or the like only krunner itself knows its children.
             // SAFETY: no pointers; the child has not been waited for, so the pid is its own.
-            unsafe { libc::kill(i32::try_from(self.child.id()).expect("a pid"), libc::SIGTERM) };
+            unsafe {
+                libc::kill(
+                    i32::try_from(self.child.id()).expect("a pid"),
+                    libc::SIGTERM,
+                )
+            };
             let deadline = Instant::now() + Duration::from_secs(3);
             while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
                 std::thread::sleep(Duration::from_millis(2));
@@ -307,7 +373,9 @@ impl Drop for Kernel {
 
 /// A plain Python kernel on the system's Python.
 pub fn plain_python() -> Kernel {
-    Builder::new("python", Some("/usr/bin/python3")).env("BACKENDAI_PYTHON_LEVEL", "plain").start()
+    Builder::new("python", Some("/usr/bin/python3"))
+        .env("BACKENDAI_PYTHON_LEVEL", "plain")
+        .start()
 }
 
 /// A kernel without queries.

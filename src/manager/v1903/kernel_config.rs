@@ -218,8 +218,20 @@ mod tests {
     #[test]
     fn exponents_are_amounts() {
         let decoded = decode(&config(vec![])).expect("a config");
-        assert_eq!(decoded.slots["cpu"], Decimal::from(10));
-        assert_eq!(decoded.slots["mem"], Decimal::from(1 << 30));
+        assert_eq!(
+            decoded
+                .slots
+                .get("cpu")
+                .map(crate::resource::slot::Amount::value),
+            Some(Decimal::from(10))
+        );
+        assert_eq!(
+            decoded
+                .slots
+                .get("mem")
+                .map(crate::resource::slot::Amount::value),
+            Some(Decimal::from(1 << 30))
+        );
         assert_eq!(decoded.auth, None, "an empty password is none");
         assert_eq!(decoded.labels["ai.backend.kernelspec"], "1");
         assert_eq!((decoded.idle_timeout, decoded.mounts.len()), (0, 0));

@@ -249,7 +249,11 @@ impl ContainerRuntime for FakeRuntime {
         if state.containers.contains_key(&spec.id) {
             return Err(invalid(format!("container {} exists already", spec.id)));
         }
-        if !state.images.iter().any(|image| is_called(image, &spec.image)) {
+        if !state
+            .images
+            .iter()
+            .any(|image| is_called(image, &spec.image))
+        {
             return Err(RuntimeError::ImageMissing(spec.image.clone()));
         }
         let container = Container {
@@ -330,7 +334,8 @@ impl ContainerRuntime for FakeRuntime {
         self.injected(Verb::List).await?;
         let state = self.state();
         let infos = state.containers.values().map(Container::info);
-        let ours = |info: &ContainerInfo| info.labels.get(LABEL_OWNER).is_some_and(|it| it == OWNER);
+        let ours =
+            |info: &ContainerInfo| info.labels.get(LABEL_OWNER).is_some_and(|it| it == OWNER);
         Ok(infos.filter(ours).collect())
     }
 
