@@ -295,13 +295,15 @@ async fn a_peer_that_pings_is_answered_and_stays() {
         let push = AsyncPush::bind("127.0.0.1:0", quick()).await.unwrap();
         let script = r"
 s = ctx.socket(zmq.PULL)
-s.setsockopt(zmq.HEARTBEAT_IVL, 20); s.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10000); s.setsockopt(zmq.RECONNECT_IVL, -1)
+s.setsockopt(zmq.HEARTBEAT_IVL, 100); s.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500); s.setsockopt(zmq.RECONNECT_IVL, -1)
 s.connect(addr)
-say(s.recv().decode()); time.sleep(0.5); say(s.recv().decode())
+say(s.recv().decode()); time.sleep(2.5); say('rested'); say(s.recv().decode())
 ";
         let mut peer = Peer::run(push.local_addr().unwrap(), script);
         push.send(numbered(0)).await.unwrap();
         assert_eq!(peer.line().await, "0");
+        assert_eq!(peer.line().await, "rested");
+        assert_eq!(push.status().ready_peers, 1);
         push.send(numbered(1)).await.unwrap();
         assert_eq!(peer.line().await, "1");
         peer.end().await;

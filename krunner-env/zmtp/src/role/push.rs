@@ -274,6 +274,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_dead_peer_did_not_take_is_queued_at_once_and_can_still_be_removed() {
+        let mut push = push_with(3 * record(0).cost());
+        let first = join(&mut push, SocketType::Pull);
+        take(&mut push, first, ALL);
+        for number in 0..3 {
+            push.try_push_droppable(record(number)).unwrap();
+        }
+        assert!(!push.output(first).is_empty());
+        assert!(
+            push.try_push(record(3)).is_err(),
+            "what is being written must not be dropped"
+        );
+        push.closed(first);
+        push.try_push(record(3)).unwrap();
+        push.retain(|message| message != &record(1));
+        let second = join(&mut push, SocketType::Pull);
+        assert_eq!(
+            messages(SocketType::Pull, &take(&mut push, second, ALL)),
+            [2, 3].map(record)
+        );
+    }
+
+    #[test]
     fn the_newest_peer_replaces_the_older_one() {
         let mut push = push_with(1 << 20);
         let older = join(&mut push, SocketType::Pull);
