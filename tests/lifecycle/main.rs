@@ -1,0 +1,6 @@
+//! The life of kernels on the engine in memory: creation, execution, end, and the agent's restart, mostly in paused
+//! time.
+
+mod create;
+mod node;
+mod run;
