@@ -119,9 +119,8 @@ impl Agent {
     }
 
     async fn interrupt(&self, kernel: &KernelId) -> Result<Reply, AgentError> {
-        let act = |live: Arc<Live>| async move {
-            live.runner.interrupt().await.map(|()| Reply::Done)
-        };
+        let act =
+            |live: Arc<Live>| async move { live.runner.interrupt().await.map(|()| Reply::Done) };
         self.used(kernel)?.with_live(act).await
     }
 

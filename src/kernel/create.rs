@@ -212,7 +212,10 @@ impl Making<'_> {
         } else {
             &config.digest
         };
-        let image = match parts.within(parts.images.inspect(key), "image look-up").await {
+        let image = match parts
+            .within(parts.images.inspect(key), "image look-up")
+            .await
+        {
             Ok(image) => image,
             Err(RuntimeError::ImageMissing(_)) => self.pull().await?,
             Err(error) => return Err(error.into()),
@@ -240,7 +243,12 @@ impl Making<'_> {
     /// The manager's labels, or the image's own where the manager gave none.
     fn labels(&self, image: &ImageInfo) -> LabelMap {
         let given = &self.config.labels;
-        if given.is_empty() { &image.labels } else { given }.clone()
+        if given.is_empty() {
+            &image.labels
+        } else {
+            given
+        }
+        .clone()
     }
 
     fn check_abort(&self) -> Result<(), NotCreated> {
@@ -265,4 +273,3 @@ impl Making<'_> {
         }
     }
 }
-

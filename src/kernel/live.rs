@@ -109,7 +109,6 @@ impl Live {
     }
 }
 
-
 /// When a kernel was last used.
 #[derive(Debug)]
 pub struct LastUsed(Mutex<Instant>);

@@ -10,13 +10,15 @@ use crate::node::{IMAGE, REMOTE, TestNode, config, id, slots};
 async fn a_creation_is_told_in_order_and_answered_with_its_ports() {
     let mut node = TestNode::new().await;
     let created = node.create("k1").await;
-    assert_eq!(
-        node.events(),
-        ["preparing k1", "creating k1", "started k1"]
-    );
+    assert_eq!(node.events(), ["preparing k1", "creating k1", "started k1"]);
     let spec = node.runtime.spec(&node.container(&created));
     let ports = spec.expect("the container is there").ports;
-    let host = |inside: u16| ports.iter().find(|it| it.container == inside).map(|it| it.host);
+    let host = |inside: u16| {
+        ports
+            .iter()
+            .find(|it| it.container == inside)
+            .map(|it| it.host)
+    };
     assert_eq!(Some(created.repl_in_port), host(2000));
     assert_eq!(Some(created.repl_out_port), host(2001));
     assert_eq!((created.stdin_port, created.stdout_port), (0, 0));
@@ -120,7 +122,9 @@ async fn a_request_that_cannot_be_met_leaves_nothing() {
         slots: slots("1", "2000000000"),
         ..config()
     };
-    let many_ports: Vec<String> = (0..1200).map(|n| format!("s{n}:tcp:{}", 3000 + n)).collect();
+    let many_ports: Vec<String> = (0..1200)
+        .map(|n| format!("s{n}:tcp:{}", 3000 + n))
+        .collect();
     let node = TestNode::new().await;
     for config in [
         bad_label("jupyter:http"),
@@ -200,8 +204,16 @@ async fn an_image_known_by_its_digest_alone_is_not_pulled() {
         image: "mirror.example.org/lab/python:3".to_owned(),
         ..config()
     };
-    let created = node.try_create("k1", renamed).await.expect("found by digest");
+    let created = node
+        .try_create("k1", renamed)
+        .await
+        .expect("found by digest");
     let spec = node.runtime.spec(&node.container(&created));
     assert_ne!(spec.expect("made").image, IMAGE);
-    assert!(!node.events().iter().any(|event| event.starts_with("pulling")));
+    assert!(
+        !node
+            .events()
+            .iter()
+            .any(|event| event.starts_with("pulling"))
+    );
 }

@@ -47,7 +47,10 @@ fn describe(stat: &Stat, name: &[u8]) -> String {
 /// A time as Python's float seconds: shortest form, always with a point.
 fn seconds(whole: i64, nanos: impl TryInto<u32>) -> String {
     let nanos = f64::from(nanos.try_into().unwrap_or_default());
-    #[allow(clippy::cast_precision_loss, reason = "Python's float has the same precision")]
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "Python's float has the same precision"
+    )]
     let time = whole as f64 + nanos * 1e-9;
     format!("{time:?}")
 }
@@ -64,7 +67,11 @@ fn mode_text(mode: u32) -> String {
         _ => '-',
     };
     let mut text = String::from(kind);
-    for (shift, special, set, unset) in [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')] {
+    for (shift, special, set, unset) in [
+        (6, 0o4000, 's', 'S'),
+        (3, 0o2000, 's', 'S'),
+        (0, 0o1000, 't', 'T'),
+    ] {
         let bits = mode >> shift;
         text.push(if bits & 4 == 0 { '-' } else { 'r' });
         text.push(if bits & 2 == 0 { '-' } else { 'w' });

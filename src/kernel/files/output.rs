@@ -43,7 +43,10 @@ fn scan_folder(folder: OwnedFd, prefix: &str, depth: usize, files: &mut OutputFi
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile if stat.st_size <= SIZE_LIMIT => {
                 let seconds = i128::from(stat.st_mtime);
-                files.insert(path, seconds * 1_000_000_000 + i128::from(stat.st_mtime_nsec));
+                files.insert(
+                    path,
+                    seconds * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
+                );
             }
             FileType::Directory if depth < DEPTH_LIMIT => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

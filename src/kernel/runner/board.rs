@@ -172,9 +172,15 @@ mod tests {
         let first = board.enter("a", true);
         let second = board.enter("b", true);
         first.run.begin(None);
-        assert_eq!(board.receiver().map(|run| run.id.clone()).as_deref(), Some("a"));
+        assert_eq!(
+            board.receiver().map(|run| run.id.clone()).as_deref(),
+            Some("a")
+        );
         finish(&board);
-        assert_eq!(board.receiver().map(|run| run.id.clone()).as_deref(), Some("b"));
+        assert_eq!(
+            board.receiver().map(|run| run.id.clone()).as_deref(),
+            Some("b")
+        );
         drop(second);
     }
 
@@ -193,7 +199,10 @@ mod tests {
         let board = Board::default();
         drop(board.enter("a", false));
         let second = board.enter("b", true);
-        assert!(Arc::ptr_eq(&second.run, &board.receiver().expect("b is active")));
+        assert!(Arc::ptr_eq(
+            &second.run,
+            &board.receiver().expect("b is active")
+        ));
     }
 
     #[test]
@@ -212,7 +221,9 @@ mod tests {
         let board = Board::default();
         let early = board.receiver().expect("kept until somebody asks");
         let record = Record::Stdout("early".into());
-        early.add(&mut Console::default(), record).expect("has room");
+        early
+            .add(&mut Console::default(), record)
+            .expect("has room");
         let place = board.enter("a", false);
         assert!(!place.run.is_idle());
         assert!(Arc::ptr_eq(&place.run, &board.receiver().expect("active")));

@@ -193,7 +193,10 @@ mod tests {
     use super::*;
 
     fn decode(kind: &str, data: impl Into<Bytes>) -> Record {
-        Record::decode(&Message::new(vec![Bytes::from(kind.to_owned()), data.into()]))
+        Record::decode(&Message::new(vec![
+            Bytes::from(kind.to_owned()),
+            data.into(),
+        ]))
     }
 
     #[test]

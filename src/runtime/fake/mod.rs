@@ -19,6 +19,9 @@ use super::{
     RuntimeError, RuntimeInfo,
 };
 
+/// Process ids of the fake are above those that Linux gives: nobody must take them for a real process.
+const FIRST_PID: Pid = 1 << 24;
+
 /// The calls that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verb {
@@ -79,7 +82,7 @@ struct State {
     /// Images that `pull` finds.
     registry: Vec<ImageInfo>,
     failures: HashMap<Verb, VecDeque<Failure>>,
-    last_pid: Pid,
+    started: Pid,
 }
 
 struct Container {
@@ -221,7 +224,7 @@ impl Container {
             image: self.spec.image.clone(),
             state: self.state,
             labels: self.spec.labels.clone(),
-            pid: None,
+            pid: self.pid,
             cgroup: None,
             address: None,
             ports: self.spec.ports.clone(),
@@ -249,7 +252,11 @@ impl ContainerRuntime for FakeRuntime {
         if state.containers.contains_key(&spec.id) {
             return Err(invalid(format!("container {} exists already", spec.id)));
         }
-        if !state.images.iter().any(|image| is_called(image, &spec.image)) {
+        if !state
+            .images
+            .iter()
+            .any(|image| is_called(image, &spec.image))
+        {
             return Err(RuntimeError::ImageMissing(spec.image.clone()));
         }
         let container = Container {
@@ -268,8 +275,8 @@ impl ContainerRuntime for FakeRuntime {
         self.injected(Verb::Start).await?;
         let runner = krunner::start(&self.0.script, &self.0.tasks, self.clone(), id.clone());
         let mut state = self.state();
-        state.last_pid += 1;
-        let pid = state.last_pid;
+        state.started += 1;
+        let pid = FIRST_PID + state.started;
         let container = state.containers.get_mut(id);
         let container = container.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
         if container.state != ContainerState::Created {
@@ -330,7 +337,8 @@ impl ContainerRuntime for FakeRuntime {
         self.injected(Verb::List).await?;
         let state = self.state();
         let infos = state.containers.values().map(Container::info);
-        let ours = |info: &ContainerInfo| info.labels.get(LABEL_OWNER).is_some_and(|it| it == OWNER);
+        let ours =
+            |info: &ContainerInfo| info.labels.get(LABEL_OWNER).is_some_and(|it| it == OWNER);
         Ok(infos.filter(ours).collect())
     }
 
