@@ -1,6 +1,11 @@
 //! The manager as this agent sees it: bytes to and from the agent's requests, replies and events, one folder for each
 //! generation. What a front-end needs of the node is [`Node`]; it knows nothing else of it.
 
+pub mod helper;
+pub mod identity;
+pub mod router;
+pub mod v1903;
+
 use async_trait::async_trait;
 
 use crate::agent::AgentError;
