@@ -5,3 +5,4 @@
 )]
 
 pub mod pidfd;
+pub mod program;
