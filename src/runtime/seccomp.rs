@@ -76,18 +76,43 @@ const WITH_CAPABILITY: &[(&str, &[&str])] = &[
     (
         "CAP_SYS_ADMIN",
         &[
-            "bpf", "clone", "clone3", "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick",
-            "lookup_dcookie", "mount", "mount_setattr", "move_mount", "open_tree",
-            "perf_event_open", "quotactl", "quotactl_fd", "setdomainname", "sethostname", "setns",
-            "syslog", "umount", "umount2", "unshare",
+            "bpf",
+            "clone",
+            "clone3",
+            "fanotify_init",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "lookup_dcookie",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "open_tree",
+            "perf_event_open",
+            "quotactl",
+            "quotactl_fd",
+            "setdomainname",
+            "sethostname",
+            "setns",
+            "syslog",
+            "umount",
+            "umount2",
+            "unshare",
         ],
     ),
     ("CAP_SYS_BOOT", &["reboot"]),
     ("CAP_SYS_CHROOT", &["chroot"]),
-    ("CAP_SYS_MODULE", &["delete_module", "finit_module", "init_module"]),
+    (
+        "CAP_SYS_MODULE",
+        &["delete_module", "finit_module", "init_module"],
+    ),
     ("CAP_SYS_PACCT", &["acct"]),
     ("CAP_SYS_RAWIO", &["ioperm", "iopl"]),
-    ("CAP_SYS_TIME", &["clock_settime", "clock_settime64", "settimeofday", "stime"]),
+    (
+        "CAP_SYS_TIME",
+        &["clock_settime", "clock_settime64", "settimeofday", "stime"],
+    ),
     ("CAP_SYS_TTY_CONFIG", &["vhangup"]),
     ("CAP_SYSLOG", &["syslog"]),
 ];
@@ -109,13 +134,22 @@ const ENOSYS: u32 = 38;
 pub fn default_profile(capabilities: &[String]) -> Value {
     let has = |name: &str| capabilities.iter().any(|capability| capability == name);
     let mut rules = vec![json!({"names": ALLOWED, "action": "SCMP_ACT_ALLOW"})];
-    for (_, names) in WITH_CAPABILITY.iter().filter(|(capability, _)| has(capability)) {
+    for (_, names) in WITH_CAPABILITY
+        .iter()
+        .filter(|(capability, _)| has(capability))
+    {
         rules.push(json!({"names": names, "action": "SCMP_ACT_ALLOW"}));
     }
     for value in PERSONALITIES {
-        rules.push(allow_if("personality", json!({"index": 0, "value": value, "op": "SCMP_CMP_EQ"})));
+        rules.push(allow_if(
+            "personality",
+            json!({"index": 0, "value": value, "op": "SCMP_CMP_EQ"}),
+        ));
     }
-    rules.push(allow_if("socket", json!({"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE"})));
+    rules.push(allow_if(
+        "socket",
+        json!({"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE"}),
+    ));
     if !has("CAP_SYS_ADMIN") {
         let none = json!({"index": 0, "value": CLONE_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"});
         rules.push(allow_if("clone", none));
@@ -149,8 +183,14 @@ mod tests {
 
     fn allowed(profile: &Value, name: &str) -> bool {
         let rules = profile["syscalls"].as_array().expect("rules");
-        let names = |rule: &Value| rule["names"].as_array().is_some_and(|names| names.contains(&json!(name)));
-        rules.iter().any(|rule| names(rule) && rule["action"] == "SCMP_ACT_ALLOW" && rule["args"].is_null())
+        let names = |rule: &Value| {
+            rule["names"]
+                .as_array()
+                .is_some_and(|names| names.contains(&json!(name)))
+        };
+        rules
+            .iter()
+            .any(|rule| names(rule) && rule["action"] == "SCMP_ACT_ALLOW" && rule["args"].is_null())
     }
 
     #[test]
@@ -172,8 +212,18 @@ mod tests {
 
     #[test]
     fn io_uring_and_keys_are_for_nobody() {
-        for name in ["io_uring_setup", "keyctl", "add_key", "userfaultfd", "kexec_load", "swapon"] {
-            assert!(!allowed(&default_profile(&["CAP_SYS_ADMIN".to_owned()]), name), "{name}");
+        for name in [
+            "io_uring_setup",
+            "keyctl",
+            "add_key",
+            "userfaultfd",
+            "kexec_load",
+            "swapon",
+        ] {
+            assert!(
+                !allowed(&default_profile(&["CAP_SYS_ADMIN".to_owned()]), name),
+                "{name}"
+            );
         }
     }
 }

@@ -6,3 +6,4 @@
 
 pub mod pidfd;
 pub mod program;
+pub mod signal;

@@ -88,12 +88,18 @@ impl Hierarchies {
 
     /// Whether only cgroup v2 is there: then the agent applies the limits, else the OCI spec carries them.
     pub fn is_unified(&self) -> bool {
-        self.unified.as_ref().is_some_and(|root| self.roots.contains(root))
+        self.unified
+            .as_ref()
+            .is_some_and(|root| self.roots.contains(root))
     }
 
     /// The cgroup that libcontainer uses. On v2 it is one below ours, whose limits and totals nobody else writes.
     pub fn inner(&self, path: &Path) -> PathBuf {
-        if self.is_unified() { path.join("container") } else { path.to_owned() }
+        if self.is_unified() {
+            path.join("container")
+        } else {
+            path.to_owned()
+        }
     }
 
     /// Puts this process into the cgroup of a container.
@@ -187,20 +193,30 @@ mod tests {
         let names = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory"].map(PathBuf::from);
         assert_eq!(all.roots, names);
         assert!(!all.is_unified());
-        assert_eq!(all.inner(Path::new("/backendai/a")), Path::new("/backendai/a"));
+        assert_eq!(
+            all.inner(Path::new("/backendai/a")),
+            Path::new("/backendai/a")
+        );
     }
 
     #[test]
     fn on_a_unified_machine_the_container_is_one_below_its_limits() {
         let all = Hierarchies::parse("35 31 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw");
         assert!(all.is_unified());
-        assert_eq!(all.inner(Path::new("/backendai/a")), Path::new("/backendai/a/container"));
+        assert_eq!(
+            all.inner(Path::new("/backendai/a")),
+            Path::new("/backendai/a/container")
+        );
     }
 
     #[test]
     fn a_parent_goes_with_its_last_child() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let all = Hierarchies { roots: vec![dir.path().to_owned()], memory: None, unified: None };
+        let all = Hierarchies {
+            roots: vec![dir.path().to_owned()],
+            memory: None,
+            unified: None,
+        };
         for name in ["/backendai/a", "/backendai/b/container"] {
             all.create(Path::new(name)).expect("create");
         }

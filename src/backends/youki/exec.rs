@@ -65,12 +65,25 @@ type BoxResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 impl Youki {
     pub(super) async fn exec_in(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
-        let action = format!("running {:?} in container {id}", spec.args.first().map_or("", String::as_str));
+        let action = format!(
+            "running {:?} in container {id}",
+            spec.args.first().map_or("", String::as_str)
+        );
         let (asked, wanted) = (id.clone(), spec.clone());
-        let request = self.blocking(action.clone(), move |inner| inner.exec_request(&asked, wanted)).await?;
+        let request = self
+            .blocking(action.clone(), move |inner| {
+                inner.exec_request(&asked, wanted)
+            })
+            .await?;
         match tokio::time::timeout(spec.time_limit, self.run_helper(&request)).await {
-            Ok(Ok((Outcome::Code(code), stdout, stderr))) => Ok(ExecOutput { code, stdout, stderr }),
-            Ok(Ok((Outcome::Invalid(text), ..))) => Err(RuntimeError::Invalid(format!("{action}: {text}"))),
+            Ok(Ok((Outcome::Code(code), stdout, stderr))) => Ok(ExecOutput {
+                code,
+                stdout,
+                stderr,
+            }),
+            Ok(Ok((Outcome::Invalid(text), ..))) => {
+                Err(RuntimeError::Invalid(format!("{action}: {text}")))
+            }
             Ok(Ok((Outcome::Failed(text), ..))) => Err(engine_error(action, text.into())),
             Ok(Err(error)) => Err(engine_error(action, error.into())),
             Err(_) => {
@@ -148,7 +161,10 @@ impl Inner {
             user: spec.user,
             capabilities: process.capabilities().clone().unwrap_or_default(),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
-            seccomp: oci.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
+            seccomp: oci
+                .linux()
+                .as_ref()
+                .and_then(|linux| linux.seccomp().clone()),
         };
         Ok(serde_json::to_vec(&request)?)
     }
@@ -156,7 +172,11 @@ impl Inner {
 
 /// Runs the helper: one request from standard input, one outcome to it.
 pub(super) fn exec_main() -> ExitCode {
-    let Ok(socket) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else {
+    let Ok(socket) = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(UnixStream::from)
+    else {
         return ExitCode::FAILURE;
     };
     let outcome = run(&socket).unwrap_or_else(|error| Outcome::Failed(chain(&*error)));
@@ -174,11 +194,22 @@ fn run(socket: &UnixStream) -> BoxResult<Outcome> {
     nix::unistd::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), 0)?;
     enter(&request)?;
     if let Err(error) = std::env::set_current_dir(&request.cwd) {
-        return Ok(Outcome::Invalid(format!("working folder {}: {error}", request.cwd.display())));
+        return Ok(Outcome::Invalid(format!(
+            "working folder {}: {error}",
+            request.cwd.display()
+        )));
     }
     give_up_privileges(&request)?;
-    let variables: HashMap<_, _> = request.env.iter().filter_map(|entry| entry.split_once('=')).collect();
-    let program = Command::new(&request.args[0]).args(&request.args[1..]).env_clear().envs(variables).spawn();
+    let variables: HashMap<_, _> = request
+        .env
+        .iter()
+        .filter_map(|entry| entry.split_once('='))
+        .collect();
+    let program = Command::new(&request.args[0])
+        .args(&request.args[1..])
+        .env_clear()
+        .envs(variables)
+        .spawn();
     match program {
         Ok(child) => Ok(Outcome::Code(wait_or_kill(child, socket)?)),
         Err(error) => Ok(Outcome::Invalid(error.to_string())),
@@ -189,7 +220,9 @@ fn read_request(mut socket: &UnixStream) -> BoxResult<Request> {
     let mut length = [0; 8];
     socket.read_exact(&mut length)?;
     let mut text = Vec::new();
-    socket.take(u64::from_le_bytes(length)).read_to_end(&mut text)?;
+    socket
+        .take(u64::from_le_bytes(length))
+        .read_to_end(&mut text)?;
     Ok(serde_json::from_slice(&text)?)
 }
 
@@ -223,7 +256,10 @@ fn give_up_privileges(request: &Request) -> BoxResult<()> {
     set_thread_res_gid(gid, gid, gid)?;
     let mut capabilities = request.capabilities.clone();
     if !uid.is_root() {
-        for set in [LinuxCapabilities::set_effective, LinuxCapabilities::set_permitted] {
+        for set in [
+            LinuxCapabilities::set_effective,
+            LinuxCapabilities::set_permitted,
+        ] {
             set(&mut capabilities, None);
         }
     }
@@ -242,7 +278,10 @@ fn wait_or_kill(mut child: Child, socket: &UnixStream) -> BoxResult<i32> {
     let pid = rustix::process::Pid::from_raw(pid).ok_or("pid 0")?;
     let ended = pidfd_open(pid, PidfdFlags::empty())?;
     loop {
-        let mut fds = [PollFd::new(&ended, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
+        let mut fds = [
+            PollFd::new(&ended, PollFlags::IN),
+            PollFd::new(socket, PollFlags::IN),
+        ];
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -256,5 +295,8 @@ fn wait_or_kill(mut child: Child, socket: &UnixStream) -> BoxResult<i32> {
         }
     }
     let status = child.wait()?;
-    Ok(status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(255))
+    Ok(status
+        .code()
+        .or(status.signal().map(|signal| 128 + signal))
+        .unwrap_or(255))
 }

@@ -24,11 +24,11 @@ use async_trait::async_trait;
 
 use self::record::Folder;
 use super::EngineConfig;
-use crate::sys::program::ReadOnlyProgram;
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
     ExitStatus, Pid, Result, RuntimeError, RuntimeInfo,
 };
+use crate::sys::program::ReadOnlyProgram;
 
 /// Name of the engine.
 const NAME: &str = "youki";
@@ -83,9 +83,16 @@ impl Youki {
     /// # Errors
     /// When a folder cannot be made, or libcontainer's needs are not met.
     pub async fn open(config: EngineConfig, images: Arc<dyn RootfsSource>) -> Result<Self> {
-        let program = config.monitor_exe.clone().unwrap_or_else(|| "/proc/self/exe".into());
-        let program = ReadOnlyProgram::open(&program)
-            .map_err(|error| engine_error(format!("opening the program {}", program.display()), error.into()))?;
+        let program = config
+            .monitor_exe
+            .clone()
+            .unwrap_or_else(|| "/proc/self/exe".into());
+        let program = ReadOnlyProgram::open(&program).map_err(|error| {
+            engine_error(
+                format!("opening the program {}", program.display()),
+                error.into(),
+            )
+        })?;
         let this = Self(Arc::new(Inner {
             config,
             images,

@@ -378,6 +378,7 @@ impl Program {
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        crate::sys::signal::default_sigpipe();
         get_executor()
             .exec(spec)
             .inspect_err(|error| self.say(&chain(error)))

@@ -29,19 +29,37 @@ pub(super) fn limit(root: &Path, path: &Path, limits: &Limits) -> io::Result<()>
 fn files(limits: &Limits) -> Vec<(&'static str, String)> {
     let mut all = Vec::new();
     if limits.cpu_quota_us.is_some() || limits.cpu_period_us.is_some() {
-        let quota = limits.cpu_quota_us.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-        all.push(("cpu.max", format!("{quota} {}", limits.cpu_period_us.unwrap_or(100_000))));
+        let quota = limits
+            .cpu_quota_us
+            .map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+        all.push((
+            "cpu.max",
+            format!("{quota} {}", limits.cpu_period_us.unwrap_or(100_000)),
+        ));
     }
     all.extend(limits.cpuset.clone().map(|cpus| ("cpuset.cpus", cpus)));
-    all.extend(limits.memory_bytes.map(|bytes| ("memory.max", bytes.to_string())));
+    all.extend(
+        limits
+            .memory_bytes
+            .map(|bytes| ("memory.max", bytes.to_string())),
+    );
     // Counted apart from memory here, and written even when it is 0.
-    all.extend(limits.swap_bytes.map(|bytes| ("memory.swap.max", bytes.to_string())));
+    all.extend(
+        limits
+            .swap_bytes
+            .map(|bytes| ("memory.swap.max", bytes.to_string())),
+    );
     all.extend(limits.pids.map(|pids| ("pids.max", pids.to_string())));
     all
 }
 
 fn set(file: &Path, value: &str) -> io::Result<()> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{} = {value}: {error}", file.display()));
+    let named = |error: io::Error| {
+        io::Error::new(
+            error.kind(),
+            format!("{} = {value}: {error}", file.display()),
+        )
+    };
     fs::write(file, value).map_err(named)?;
     let got = fs::read_to_string(file).map_err(named)?;
     // Memory is rounded down to pages.
@@ -52,7 +70,10 @@ fn set(file: &Path, value: &str) -> io::Result<()> {
     if same {
         Ok(())
     } else {
-        Err(named(io::Error::other(format!("Linux keeps {}", got.trim()))))
+        Err(named(io::Error::other(format!(
+            "Linux keeps {}",
+            got.trim()
+        ))))
     }
 }
 
@@ -85,7 +106,10 @@ mod tests {
     #[test]
     fn a_limit_without_its_controller_is_an_error_that_names_the_file() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let limits = Limits { pids: Some(1), ..Limits::default() };
+        let limits = Limits {
+            pids: Some(1),
+            ..Limits::default()
+        };
         let error = limit(dir.path(), Path::new("/gone/a"), &limits).expect_err("no such cgroup");
         assert!(error.to_string().contains("pids.max"), "{error}");
     }
