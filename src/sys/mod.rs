@@ -3,3 +3,5 @@
     unsafe_code,
     reason = "system calls without a safe wrapper live here, each with its SAFETY line"
 )]
+
+pub mod netns;
