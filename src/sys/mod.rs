@@ -4,4 +4,7 @@
     reason = "system calls without a safe wrapper live here, each with its SAFETY line"
 )]
 
+pub mod cgroup;
 pub mod netns;
+pub mod proc;
+pub mod rlimit;
