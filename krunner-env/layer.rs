@@ -13,12 +13,24 @@ enum Entry<'a> {
 
 /// The tar of the layer around this `krunner` binary.
 pub fn layer(krunner: &[u8]) -> Vec<u8> {
-    const MOUNT_POINT: Entry<'static> = Entry::File { mode: 0o644, data: b"" };
+    const MOUNT_POINT: Entry<'static> = Entry::File {
+        mode: 0o644,
+        data: b"",
+    };
     const PACKAGES: &str = "opt/backend.ai/lib/python3.6/site-packages/ai/backend";
     let mut entries = vec![
-        ("opt/backend.ai/bin/krunner".to_owned(), Entry::File { mode: 0o755, data: krunner }),
+        (
+            "opt/backend.ai/bin/krunner".to_owned(),
+            Entry::File {
+                mode: 0o755,
+                data: krunner,
+            },
+        ),
         // Upstream's agent starts the runner by this name.
-        ("opt/backend.ai/bin/python".to_owned(), Entry::Link { target: "krunner" }),
+        (
+            "opt/backend.ai/bin/python".to_owned(),
+            Entry::Link { target: "krunner" },
+        ),
         // Upstream's agent mounts its own files over these.
         ("opt/backend.ai/agent.sock".to_owned(), MOUNT_POINT),
         ("opt/backend.ai/bin/entrypoint.sh".to_owned(), MOUNT_POINT),
@@ -28,7 +40,8 @@ pub fn layer(krunner: &[u8]) -> Vec<u8> {
         (format!("{PACKAGES}/helpers"), Entry::Folder),
         (format!("{PACKAGES}/kernel"), Entry::Folder),
     ];
-    let parents: std::collections::BTreeSet<String> = entries.iter().flat_map(|(path, _)| parents(path)).collect();
+    let parents: std::collections::BTreeSet<String> =
+        entries.iter().flat_map(|(path, _)| parents(path)).collect();
     entries.extend(parents.into_iter().map(|path| (path, Entry::Folder)));
     entries.sort_by(|(left, _), (right, _)| left.cmp(right));
     let mut tar = Vec::with_capacity(krunner.len() + 32 * BLOCK);
@@ -53,7 +66,10 @@ fn append(tar: &mut Vec<u8>, path: &str, entry: &Entry<'_>) {
     };
     let mut header = [0_u8; BLOCK];
     let mut put = |at: usize, field: &[u8]| header[at..at + field.len()].copy_from_slice(field);
-    assert!(path.len() <= 100, "{path}: longer than the name field of a tar header");
+    assert!(
+        path.len() <= 100,
+        "{path}: longer than the name field of a tar header"
+    );
     put(0, path.as_bytes());
     put(100, format!("{mode:07o}").as_bytes());
     put(108, b"0000000");

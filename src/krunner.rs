@@ -34,7 +34,9 @@ pub enum KrunnerError {
         source: io::Error,
     },
     /// Another agent or a person keeps changing the folder.
-    #[error("{0} is not a whole krunner layer and comes back after each removal: stop what writes there")]
+    #[error(
+        "{0} is not a whole krunner layer and comes back after each removal: stop what writes there"
+    )]
     Contested(PathBuf),
 }
 
@@ -49,7 +51,10 @@ pub struct KrunnerLayer {
 impl KrunnerLayer {
     /// The layer that this binary was built with.
     pub fn built_in() -> Self {
-        Self { digest: env!("KRUNNER_LAYER_DIGEST").to_owned(), tar: BUILT_IN }
+        Self {
+            digest: env!("KRUNNER_LAYER_DIGEST").to_owned(),
+            tar: BUILT_IN,
+        }
     }
 
     /// The layer as a plain tar.
@@ -79,7 +84,12 @@ impl KrunnerLayer {
                 Ok(()) => return Ok(place),
                 // Another agent was faster, or an older one left a damaged folder.
                 Err(_) if self.is_whole(&place) => return Ok(place),
-                Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                    ) =>
+                {
                     let damaged = Beside::new(&parent, hex);
                     // Not there any more: another agent has put it aside already.
                     let _absent = fs::rename(&place, &damaged.0);
@@ -92,15 +102,24 @@ impl KrunnerLayer {
 
     /// Whether a folder has this layer's marker and its runner.
     fn is_whole(&self, place: &Path) -> bool {
-        let marked = fs::read_to_string(place.join(MARKER)).is_ok_and(|digest| digest == self.digest);
-        marked && place.join(KRUNNER.trim_start_matches('/')).metadata().is_ok_and(|meta| meta.is_file() && meta.len() > 0)
+        let marked =
+            fs::read_to_string(place.join(MARKER)).is_ok_and(|digest| digest == self.digest);
+        marked
+            && place
+                .join(KRUNNER.trim_start_matches('/'))
+                .metadata()
+                .is_ok_and(|meta| meta.is_file() && meta.len() > 0)
     }
 
     fn unpack(&self, folder: &Path) -> Result<(), KrunnerError> {
         at("create", folder, fs::create_dir(folder))?;
         let mut archive = tar::Archive::new(self.tar);
         archive.set_preserve_permissions(true);
-        at("unpack the krunner layer into", folder, archive.unpack(folder))?;
+        at(
+            "unpack the krunner layer into",
+            folder,
+            archive.unpack(folder),
+        )?;
         let marker = folder.join(MARKER);
         at("write", &marker, fs::write(&marker, &self.digest))
     }
@@ -129,15 +148,25 @@ impl Drop for Beside {
 fn sweep(parent: &Path) {
     for entry in parent.read_dir().into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let owner = name.to_str().filter(|name| name.starts_with('.')).and_then(|name| name.rsplit('.').nth(1));
-        if owner.and_then(|pid| pid.parse::<u32>().ok()).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        let owner = name
+            .to_str()
+            .filter(|name| name.starts_with('.'))
+            .and_then(|name| name.rsplit('.').nth(1));
+        if owner
+            .and_then(|pid| pid.parse::<u32>().ok())
+            .is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+        {
             let _stays = fs::remove_dir_all(entry.path());
         }
     }
 }
 
 fn at<T>(action: &'static str, path: &Path, result: io::Result<T>) -> Result<T, KrunnerError> {
-    result.map_err(|source| KrunnerError::Folder { action, path: path.to_owned(), source })
+    result.map_err(|source| KrunnerError::Folder {
+        action,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -149,7 +178,12 @@ mod tests {
     use super::*;
 
     fn only_entry(state: &Path) -> PathBuf {
-        let entries: Vec<_> = state.join("krunner").read_dir().expect("a folder").flatten().collect();
+        let entries: Vec<_> = state
+            .join("krunner")
+            .read_dir()
+            .expect("a folder")
+            .flatten()
+            .collect();
         assert_eq!(entries.len(), 1, "{entries:?}");
         entries[0].path()
     }
@@ -157,21 +191,33 @@ mod tests {
     #[test]
     fn the_digest_is_that_of_the_tar() {
         let layer = KrunnerLayer::built_in();
-        assert_eq!(layer.digest, format!("sha256:{}", hex::encode(Sha256::digest(layer.tar()))));
+        assert_eq!(
+            layer.digest,
+            format!("sha256:{}", hex::encode(Sha256::digest(layer.tar())))
+        );
     }
 
     #[test]
     fn the_layer_has_the_runner_and_every_mount_point() {
         let state = tempfile::tempdir().expect("a temporary folder");
-        let root = KrunnerLayer::built_in().ensure_unpacked(state.path()).expect("it can be written to");
+        let root = KrunnerLayer::built_in()
+            .ensure_unpacked(state.path())
+            .expect("it can be written to");
         let base = root.join("opt/backend.ai");
         let krunner = base.join("bin/krunner").metadata().expect("the runner");
         assert_eq!(krunner.permissions().mode() & 0o777, 0o755);
-        assert_eq!(fs::read_link(base.join("bin/python")).expect("a link"), Path::new("krunner"));
+        assert_eq!(
+            fs::read_link(base.join("bin/python")).expect("a link"),
+            Path::new("krunner")
+        );
         for file in ["agent.sock", "bin/entrypoint.sh", "bin/su-exec", "bin/jail"] {
             assert_eq!(base.join(file).metadata().expect(file).len(), 0);
         }
-        for folder in ["hook", "lib/python3.6/site-packages/ai/backend/kernel", "lib/python3.6/site-packages/ai/backend/helpers"] {
+        for folder in [
+            "hook",
+            "lib/python3.6/site-packages/ai/backend/kernel",
+            "lib/python3.6/site-packages/ai/backend/helpers",
+        ] {
             assert!(base.join(folder).is_dir(), "{folder}");
         }
     }
@@ -179,8 +225,13 @@ mod tests {
     #[test]
     fn the_runner_in_the_layer_runs() {
         let state = tempfile::tempdir().expect("a temporary folder");
-        let root = KrunnerLayer::built_in().ensure_unpacked(state.path()).expect("it can be written to");
-        let output = std::process::Command::new(root.join("opt/backend.ai/bin/krunner")).arg("--help").output().expect("it starts");
+        let root = KrunnerLayer::built_in()
+            .ensure_unpacked(state.path())
+            .expect("it can be written to");
+        let output = std::process::Command::new(root.join("opt/backend.ai/bin/krunner"))
+            .arg("--help")
+            .output()
+            .expect("it starts");
         assert!(output.status.success());
         assert!(String::from_utf8_lossy(&output.stdout).starts_with("usage: krunner"));
     }
@@ -189,9 +240,14 @@ mod tests {
     fn a_second_agent_uses_what_is_there() {
         let state = tempfile::tempdir().expect("a temporary folder");
         let layer = KrunnerLayer::built_in();
-        let first = layer.ensure_unpacked(state.path()).expect("it can be written to");
+        let first = layer
+            .ensure_unpacked(state.path())
+            .expect("it can be written to");
         fs::write(first.join("trace"), "").expect("a file");
-        assert_eq!(layer.ensure_unpacked(state.path()).expect("it is there"), first);
+        assert_eq!(
+            layer.ensure_unpacked(state.path()).expect("it is there"),
+            first
+        );
         assert!(first.join("trace").exists());
     }
 
@@ -199,10 +255,17 @@ mod tests {
     fn a_damaged_folder_is_replaced_and_unfinished_ones_of_the_dead_are_swept() {
         let state = tempfile::tempdir().expect("a temporary folder");
         let layer = KrunnerLayer::built_in();
-        let place = layer.ensure_unpacked(state.path()).expect("it can be written to");
+        let place = layer
+            .ensure_unpacked(state.path())
+            .expect("it can be written to");
         fs::remove_file(place.join("opt/backend.ai/bin/krunner")).expect("it is there");
         fs::create_dir(state.path().join("krunner/.abc.4294967295.0")).expect("a folder");
-        assert_eq!(layer.ensure_unpacked(state.path()).expect("it can be replaced"), place);
+        assert_eq!(
+            layer
+                .ensure_unpacked(state.path())
+                .expect("it can be replaced"),
+            place
+        );
         assert!(place.join("opt/backend.ai/bin/krunner").is_file());
         assert_eq!(only_entry(state.path()), place);
     }
@@ -211,9 +274,14 @@ mod tests {
     fn agents_that_start_together_get_one_whole_folder() {
         let state = tempfile::tempdir().expect("a temporary folder");
         std::thread::scope(|scope| {
-            let agents: Vec<_> = (0..8).map(|_| scope.spawn(|| KrunnerLayer::built_in().ensure_unpacked(state.path()))).collect();
+            let agents: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| KrunnerLayer::built_in().ensure_unpacked(state.path())))
+                .collect();
             for agent in agents {
-                let place = agent.join().expect("no panic").expect("it can be written to");
+                let place = agent
+                    .join()
+                    .expect("no panic")
+                    .expect("it can be written to");
                 assert!(KrunnerLayer::built_in().is_whole(&place));
             }
         });
@@ -225,7 +293,9 @@ mod tests {
         let state = tempfile::tempdir().expect("a temporary folder");
         let file = state.path().join("file");
         fs::write(&file, "").expect("a file");
-        let error = KrunnerLayer::built_in().ensure_unpacked(&file).expect_err("a file is not a folder");
+        let error = KrunnerLayer::built_in()
+            .ensure_unpacked(&file)
+            .expect_err("a file is not a folder");
         assert!(error.to_string().contains("file/krunner"), "{error}");
     }
 }

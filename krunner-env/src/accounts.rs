@@ -19,7 +19,12 @@ pub(crate) struct User<'a> {
 /// `/etc/passwd` with this user. An entry of the name is replaced; an entry of the same number stays, but after ours,
 /// so that look-ups by number find ours.
 pub(crate) fn passwd(old: &str, user: &User<'_>) -> String {
-    let User { uid, gid, home, shell } = user;
+    let User {
+        uid,
+        gid,
+        home,
+        shell,
+    } = user;
     with_entry(old, *uid, format!("{NAME}:x:{uid}:{gid}::{home}:{shell}"))
 }
 
@@ -31,8 +36,13 @@ pub(crate) fn group(old: &str, gid: u32) -> String {
 fn with_entry(old: &str, number: u32, entry: String) -> String {
     let number = number.to_string();
     let name_of = |line: &str| line.split(':').next() == Some(NAME);
-    let others: Vec<&str> = old.lines().filter(|line| !line.is_empty() && !name_of(line)).collect();
-    let same_number = others.iter().position(|line| line.split(':').nth(2) == Some(number.as_str()));
+    let others: Vec<&str> = old
+        .lines()
+        .filter(|line| !line.is_empty() && !name_of(line))
+        .collect();
+    let same_number = others
+        .iter()
+        .position(|line| line.split(':').nth(2) == Some(number.as_str()));
     let at = same_number.unwrap_or(others.len());
     let mut lines: Vec<&str> = others;
     lines.insert(at, &entry);
@@ -45,7 +55,12 @@ fn with_entry(old: &str, number: u32, entry: String) -> String {
 mod tests {
     use super::*;
 
-    const USER: User<'_> = User { uid: 1000, gid: 1001, home: "/home/work", shell: "/bin/sh" };
+    const USER: User<'_> = User {
+        uid: 1000,
+        gid: 1001,
+        home: "/home/work",
+        shell: "/bin/sh",
+    };
 
     #[test]
     fn the_user_is_appended() {
@@ -58,7 +73,10 @@ mod tests {
     #[test]
     fn an_earlier_work_is_renumbered() {
         let old = "work:x:5:5::/x:/y\nroot:x:0:0:root:/root:/bin/bash\n";
-        assert_eq!(passwd(old, &USER), "root:x:0:0:root:/root:/bin/bash\nwork:x:1000:1001::/home/work:/bin/sh\n");
+        assert_eq!(
+            passwd(old, &USER),
+            "root:x:0:0:root:/root:/bin/bash\nwork:x:1000:1001::/home/work:/bin/sh\n"
+        );
     }
 
     #[test]

@@ -82,7 +82,10 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
     match command.as_deref() {
         None => Err("no runtime type given".to_owned()),
         Some("-h" | "--help") => Ok(Invocation::Help),
-        Some("input") => Ok(Invocation::Input(args.nth(1).map(|prompt| prompt.to_string_lossy().into_owned()))),
+        Some("input") => Ok(Invocation::Input(
+            args.nth(1)
+                .map(|prompt| prompt.to_string_lossy().into_owned()),
+        )),
         Some("init") => options(args.skip(1)).map(Invocation::Init),
         Some(_) => options(args).map(Invocation::Run),
     }
@@ -113,8 +116,13 @@ fn options(mut args: impl Iterator<Item = OsString>) -> Result<Options, String> 
     }
     let mut positional = positional.into_iter();
     let runtime_type = positional.next().ok_or("no runtime type given")?;
-    options.runtime_type = runtime_type.into_string().map_err(|name| format!("runtime type {} is not text", name.display()))?;
-    options.runtime_path = positional.next().filter(|path| !path.is_empty()).map(PathBuf::from);
+    options.runtime_type = runtime_type
+        .into_string()
+        .map_err(|name| format!("runtime type {} is not text", name.display()))?;
+    options.runtime_path = positional
+        .next()
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from);
     match positional.next() {
         Some(more) => Err(format!("unexpected argument {}", more.display())),
         None => Ok(options),
@@ -123,7 +131,8 @@ fn options(mut args: impl Iterator<Item = OsString>) -> Result<Options, String> 
 
 fn number<T: std::str::FromStr>(name: &str, value: &OsString) -> Result<T, String> {
     let text = value.to_string_lossy();
-    text.parse().map_err(|_| format!("{name}: {text} is not valid"))
+    text.parse()
+        .map_err(|_| format!("{name}: {text} is not valid"))
 }
 
 #[cfg(test)]
@@ -135,37 +144,68 @@ mod tests {
     }
 
     fn plain(runtime_type: &str, path: Option<&str>) -> Options {
-        Options { runtime_type: runtime_type.into(), runtime_path: path.map(PathBuf::from), ..Options::default() }
+        Options {
+            runtime_type: runtime_type.into(),
+            runtime_path: path.map(PathBuf::from),
+            ..Options::default()
+        }
     }
 
     #[test]
     fn the_call_of_1903_is_understood() {
-        assert_eq!(parsed("-m ai.backend.kernel python /usr/bin/python"), Ok(Invocation::Run(plain("python", Some("/usr/bin/python")))));
-        assert_eq!(parsed("-m ai.backend.kernel c"), Ok(Invocation::Run(plain("c", None))));
+        assert_eq!(
+            parsed("-m ai.backend.kernel python /usr/bin/python"),
+            Ok(Invocation::Run(plain("python", Some("/usr/bin/python"))))
+        );
+        assert_eq!(
+            parsed("-m ai.backend.kernel c"),
+            Ok(Invocation::Run(plain("c", None)))
+        );
     }
 
     #[test]
     fn the_call_of_26_is_understood() {
-        let expected = Options { debug: true, ..plain("python", None) };
-        assert_eq!(parsed("-s -m ai.backend.kernel --debug python"), Ok(Invocation::Run(expected)));
+        let expected = Options {
+            debug: true,
+            ..plain("python", None)
+        };
+        assert_eq!(
+            parsed("-s -m ai.backend.kernel --debug python"),
+            Ok(Invocation::Run(expected))
+        );
     }
 
     #[test]
     fn init_takes_options_before_the_runtime() {
-        let expected = Options { replin: Some(3000), ..plain("python", Some("/opt/python")) };
-        assert_eq!(parsed("init --replin 3000 -- python /opt/python"), Ok(Invocation::Init(expected)));
+        let expected = Options {
+            replin: Some(3000),
+            ..plain("python", Some("/opt/python"))
+        };
+        assert_eq!(
+            parsed("init --replin 3000 -- python /opt/python"),
+            Ok(Invocation::Init(expected))
+        );
     }
 
     #[test]
     fn a_wrong_call_names_what_is_wrong() {
         assert_eq!(parsed(""), Err("no runtime type given".into()));
-        assert_eq!(parsed("--replin x python"), Err("--replin: x is not valid".into()));
-        assert_eq!(parsed("--nonsense python"), Err("unknown option --nonsense".into()));
+        assert_eq!(
+            parsed("--replin x python"),
+            Err("--replin: x is not valid".into())
+        );
+        assert_eq!(
+            parsed("--nonsense python"),
+            Err("unknown option --nonsense".into())
+        );
         assert_eq!(parsed("python a b"), Err("unexpected argument b".into()));
     }
 
     #[test]
     fn input_is_a_command_of_its_own() {
-        assert_eq!(parse(["input", "your name? "].map(OsString::from)), Ok(Invocation::Input(Some("your name? ".into()))));
+        assert_eq!(
+            parse(["input", "your name? "].map(OsString::from)),
+            Ok(Invocation::Input(Some("your name? ".into())))
+        );
     }
 }

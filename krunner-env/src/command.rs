@@ -31,19 +31,41 @@ pub(crate) enum StartError {
 
 impl Command {
     /// Starts `words`, the program first, in `folder`. The pipes carry the number `generation` in their tokens.
-    pub(crate) fn start(words: &[OsString], environ: &Environ, folder: &Path, generation: u32) -> Result<Self, StartError> {
+    pub(crate) fn start(
+        words: &[OsString],
+        environ: &Environ,
+        folder: &Path,
+        generation: u32,
+    ) -> Result<Self, StartError> {
         let name = words.first().ok_or(StartError::Missing)?;
         let file = environ.find(name, folder).ok_or(StartError::Missing)?;
         Self::spawn(&file, words, environ, folder, generation).map_err(StartError::System)
     }
 
-    fn spawn(file: &Path, argv: &[OsString], environ: &Environ, folder: &Path, generation: u32) -> io::Result<Self> {
+    fn spawn(
+        file: &Path,
+        argv: &[OsString],
+        environ: &Environ,
+        folder: &Path,
+        generation: u32,
+    ) -> io::Result<Self> {
         let stdin = fd::empty_input()?;
         let (stdout, child_stdout) = Output::pipe(Token::Batch(Stream::Stdout, generation))?;
         let (stderr, child_stderr) = Output::pipe(Token::Batch(Stream::Stderr, generation))?;
         let fds: [(&OwnedFd, i32); 3] = [(&stdin, 0), (&child_stdout, 1), (&child_stderr, 2)];
-        let pid = process::spawn(&Program { file, argv, environment: &environ.pairs(), folder, fds: &fds })?;
-        Ok(Self { pid, exit: None, stdout, stderr })
+        let pid = process::spawn(&Program {
+            file,
+            argv,
+            environment: &environ.pairs(),
+            folder,
+            fds: &fds,
+        })?;
+        Ok(Self {
+            pid,
+            exit: None,
+            stdout,
+            stderr,
+        })
     }
 
     /// The pipe of one stream.
@@ -69,11 +91,12 @@ impl Command {
 
     /// The exit code, once the program has ended and both pipes have been read to their end.
     pub(crate) fn result(&self) -> Option<i32> {
-        self.exit.filter(|_| self.stdout.is_closed() && self.stderr.is_closed())
+        self.exit
+            .filter(|_| self.stdout.is_closed() && self.stderr.is_closed())
     }
 
     /// Sends a signal to the program and all that it has started.
     pub(crate) fn signal(&self, signal: i32) {
-        process::signal_group(self.pid, signal);
+        process::signal_group(self.pid, signal, self.exit.is_some());
     }
 }

@@ -19,7 +19,13 @@ impl Environ {
     pub(crate) fn for_kernel(language: &Language, work_dir: &Path, environ_txt: &str) -> Self {
         let mut all = Self(std::env::vars_os().collect());
         all.set("HOME", work_dir);
-        all.set("SHELL", ["/bin/bash", "/bin/ash"].into_iter().find(|path| Path::new(path).exists()).unwrap_or("/bin/sh"));
+        all.set(
+            "SHELL",
+            ["/bin/bash", "/bin/ash"]
+                .into_iter()
+                .find(|path| Path::new(path).exists())
+                .unwrap_or("/bin/sh"),
+        );
         for (name, value) in [("LANG", "C.UTF-8"), ("TERM", "xterm"), ("USER", "work")] {
             all.set_default(name, value);
         }
@@ -55,7 +61,12 @@ impl Environ {
     }
 
     /// The same with more for batch commands: where programs ask for input.
-    pub(crate) fn for_batch(&self, python_dir: Option<&Path>, input_port: u16, input_socket: &Path) -> Self {
+    pub(crate) fn for_batch(
+        &self,
+        python_dir: Option<&Path>,
+        input_port: u16,
+        input_socket: &Path,
+    ) -> Self {
         let mut all = self.clone();
         all.set("_BACKEND_BATCH_MODE", "1");
         all.set("_BACKEND_INPUT_PORT", input_port.to_string());
@@ -88,13 +99,16 @@ impl Environ {
             return Some(folder.join(program)).filter(|path| is_program(path));
         }
         let path = self.get("PATH").unwrap_or(OsStr::new(STANDARD_PATH));
-        std::env::split_paths(path).map(|dir| folder.join(dir).join(program)).find(|path| is_program(path))
+        std::env::split_paths(path)
+            .map(|dir| folder.join(dir).join(program))
+            .find(|path| is_program(path))
     }
 }
 
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 #[cfg(test)]
@@ -113,7 +127,11 @@ mod tests {
         assert_eq!(all.get("HOME"), Some(OsStr::new("/elsewhere")));
         assert_eq!(all.get("A"), Some(OsStr::new("b=c")));
         assert_eq!(all.get("EMPTY"), Some(OsStr::new("")));
-        assert!(!all.pairs().iter().any(|pair| pair.as_bytes().starts_with(b"no equals")));
+        assert!(
+            !all.pairs()
+                .iter()
+                .any(|pair| pair.as_bytes().starts_with(b"no equals"))
+        );
     }
 
     #[test]
@@ -124,7 +142,11 @@ mod tests {
 
     #[test]
     fn batch_commands_see_our_python_folder_before_the_user_s() {
-        let batch = kernel("PYTHONPATH=/mine").for_batch(Some(Path::new("/ours")), 65000, Path::new("/tmp/s"));
+        let batch = kernel("PYTHONPATH=/mine").for_batch(
+            Some(Path::new("/ours")),
+            65000,
+            Path::new("/tmp/s"),
+        );
         assert_eq!(batch.get("PYTHONPATH"), Some(OsStr::new("/ours:/mine")));
         assert_eq!(batch.get("_BACKEND_BATCH_MODE"), Some(OsStr::new("1")));
         assert_eq!(kernel("").get("_BACKEND_BATCH_MODE"), None);
@@ -133,9 +155,18 @@ mod tests {
     #[test]
     fn programs_are_found_by_name_and_by_path() {
         let all = kernel("PATH=/nowhere:/bin");
-        assert_eq!(all.find(OsStr::new("sh"), Path::new("/")), Some("/bin/sh".into()));
-        assert_eq!(all.find(OsStr::new("bin/sh"), Path::new("/")), Some("/bin/sh".into()));
-        assert_eq!(all.find(OsStr::new("no-such-program"), Path::new("/")), None);
+        assert_eq!(
+            all.find(OsStr::new("sh"), Path::new("/")),
+            Some("/bin/sh".into())
+        );
+        assert_eq!(
+            all.find(OsStr::new("bin/sh"), Path::new("/")),
+            Some("/bin/sh".into())
+        );
+        assert_eq!(
+            all.find(OsStr::new("no-such-program"), Path::new("/")),
+            None
+        );
         assert_eq!(all.find(OsStr::new("/etc/passwd"), Path::new("/")), None);
     }
 }

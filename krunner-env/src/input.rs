@@ -60,12 +60,21 @@ impl UserInput {
             epoll.add(listener.as_fd(), Token::InputUnix.into(), Interest::READ)?;
             Ok(listener)
         });
-        Self { tcp: tcp.ok(), unix: unix.ok(), path: path.to_owned(), waiting: VecDeque::new(), opened: 0 }
+        Self {
+            tcp: tcp.ok(),
+            unix: unix.ok(),
+            path: path.to_owned(),
+            waiting: VecDeque::new(),
+            opened: 0,
+        }
     }
 
     /// The TCP port, 0 if there is none.
     pub(crate) fn port(&self) -> u16 {
-        self.tcp.as_ref().and_then(|listener| listener.local_addr().ok()).map_or(0, |address| address.port())
+        self.tcp
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok())
+            .map_or(0, |address| address.port())
     }
 
     /// The path of the Unix socket.
@@ -83,7 +92,14 @@ impl UserInput {
             }
             let number = self.opened;
             self.opened = self.opened.wrapping_add(1);
-            if epoll.add(client.as_fd(), Token::InputClient(number).into(), Interest::READ).is_ok() {
+            if epoll
+                .add(
+                    client.as_fd(),
+                    Token::InputClient(number).into(),
+                    Interest::READ,
+                )
+                .is_ok()
+            {
                 self.waiting.push_back((number, client));
             }
         }
@@ -91,13 +107,24 @@ impl UserInput {
     }
 
     fn accept_one(&self) -> Option<Client> {
-        let tcp = self.tcp.as_ref().and_then(|listener| listener.accept().ok()).map(|(stream, _)| Client::Tcp(stream));
-        tcp.or_else(|| self.unix.as_ref().and_then(|listener| listener.accept().ok()).map(|(stream, _)| Client::Unix(stream)))
+        let tcp = self
+            .tcp
+            .as_ref()
+            .and_then(|listener| listener.accept().ok())
+            .map(|(stream, _)| Client::Tcp(stream));
+        tcp.or_else(|| {
+            self.unix
+                .as_ref()
+                .and_then(|listener| listener.accept().ok())
+                .map(|(stream, _)| Client::Unix(stream))
+        })
     }
 
     /// Something happened on a waiting connection. True: the first one has gone away, and the user is to be asked for the next.
     pub(crate) fn check(&mut self, number: u32, buffer: &mut [u8]) -> bool {
-        let Some(index) = self.waiting.iter().position(|(known, _)| *known == number) else { return false };
+        let Some(index) = self.waiting.iter().position(|(known, _)| *known == number) else {
+            return false;
+        };
         match fd::read(self.waiting[index].1.as_fd(), buffer) {
             Ok(Some(0)) | Err(_) => {
                 self.waiting.remove(index);

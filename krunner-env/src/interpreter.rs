@@ -10,8 +10,8 @@ use std::path::Path;
 use crate::environ::Environ;
 use crate::output::{Chunk, Output};
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::process::{self, Pid, Program};
 use crate::sys::fd;
+use crate::sys::process::{self, Pid, Program};
 use crate::token::{Stream, Token};
 use crate::wire::Record;
 
@@ -58,16 +58,40 @@ pub(crate) struct Interpreter {
 
 impl Interpreter {
     /// Starts `runtime` and hands it the helper.
-    pub(crate) fn start(runtime: &Path, environ: &Environ, folder: &Path, generation: u32) -> io::Result<Self> {
+    pub(crate) fn start(
+        runtime: &Path,
+        environ: &Environ,
+        folder: &Path,
+        generation: u32,
+    ) -> io::Result<Self> {
         let stdin = fd::empty_input()?;
         let (child_control, control) = fd::pipe()?;
         fd::set_nonblocking(control.as_fd())?;
         let (frames, child_frames) = Output::pipe(Token::Frames(generation))?;
         let (stdout, child_stdout) = Output::pipe(Token::Interpreter(Stream::Stdout, generation))?;
         let (stderr, child_stderr) = Output::pipe(Token::Interpreter(Stream::Stderr, generation))?;
-        let argv: Vec<OsString> = [runtime.as_os_str(), "-u".as_ref(), "-c".as_ref(), LOADER.as_ref()].map(OsString::from).to_vec();
-        let fds = [(&stdin, 0), (&child_stdout, 1), (&child_stderr, 2), (&child_control, 3), (&child_frames, 4)];
-        let pid = process::spawn(&Program { file: runtime, argv: &argv, environment: &environ.pairs(), folder, fds: &fds })?;
+        let argv: Vec<OsString> = [
+            runtime.as_os_str(),
+            "-u".as_ref(),
+            "-c".as_ref(),
+            LOADER.as_ref(),
+        ]
+        .map(OsString::from)
+        .to_vec();
+        let fds = [
+            (&stdin, 0),
+            (&child_stdout, 1),
+            (&child_stderr, 2),
+            (&child_control, 3),
+            (&child_frames, 4),
+        ];
+        let pid = process::spawn(&Program {
+            file: runtime,
+            argv: &argv,
+            environment: &environ.pairs(),
+            folder,
+            fds: &fds,
+        })?;
         let mut interpreter = Self {
             pid,
             exit: None,
@@ -131,7 +155,10 @@ impl Interpreter {
             self.control_watched = wanted;
             if !wanted {
                 epoll.remove(control.as_fd());
-            } else if epoll.add(control.as_fd(), self.control_token.into(), Interest::WRITE).is_err() {
+            } else if epoll
+                .add(control.as_fd(), self.control_token.into(), Interest::WRITE)
+                .is_err()
+            {
                 broken = true;
             }
         }
@@ -195,7 +222,7 @@ impl Interpreter {
 
     /// Sends a signal to the interpreter and all that it has started.
     pub(crate) fn signal(&self, signal: i32) {
-        process::signal_group(self.pid, signal);
+        process::signal_group(self.pid, signal, self.exit.is_some());
     }
 }
 
@@ -212,7 +239,9 @@ fn take_events(received: &mut Vec<u8>) -> Result<Vec<Event>, Garbled> {
         if length == 0 || length > LONGEST_FRAME {
             return Err(Garbled);
         }
-        let Some(frame) = received.get(at + 4..at + 4 + length) else { break };
+        let Some(frame) = received.get(at + 4..at + 4 + length) else {
+            break;
+        };
         let (kind, body) = frame.split_first().expect("a frame has a letter");
         add_event(&mut events, *kind, body)?;
         at += 4 + length;
@@ -227,7 +256,8 @@ fn take_events(received: &mut Vec<u8>) -> Result<Vec<Event>, Garbled> {
 fn add_event(events: &mut Vec<Event>, kind: u8, body: &[u8]) -> Result<(), Garbled> {
     let text = || String::from_utf8_lossy(body).into_owned();
     match (kind, events.last_mut()) {
-        (b'o', Some(Event::Record(Record::Stdout(last)))) | (b'e', Some(Event::Record(Record::Stderr(last))))
+        (b'o', Some(Event::Record(Record::Stdout(last))))
+        | (b'e', Some(Event::Record(Record::Stderr(last))))
             if last.len() + body.len() <= RECORD_SIZE =>
         {
             last.extend_from_slice(body);
@@ -244,7 +274,9 @@ fn add_event(events: &mut Vec<Event>, kind: u8, body: &[u8]) -> Result<(), Garbl
             let (mime, data) = text.split_once('\0').ok_or(Garbled)?;
             Event::Record(Record::Media(mime.to_owned(), data.to_owned()))
         }
-        b'c' => Event::Record(Record::Completion(text().lines().map(str::to_owned).collect())),
+        b'c' => Event::Record(Record::Completion(
+            text().lines().map(str::to_owned).collect(),
+        )),
         b'R' => Event::Ready,
         b's' => Event::Started,
         b'w' => Event::Asks(body == b"1"),
@@ -265,7 +297,14 @@ mod tests {
 
     #[test]
     fn output_of_one_stream_is_joined_and_order_is_kept() {
-        let mut received = [frame(b'o', b"a"), frame(b'o', b"b"), frame(b'e', b"c"), frame(b'o', b"d"), frame(b'f', b"3")].concat();
+        let mut received = [
+            frame(b'o', b"a"),
+            frame(b'o', b"b"),
+            frame(b'e', b"c"),
+            frame(b'o', b"d"),
+            frame(b'f', b"3"),
+        ]
+        .concat();
         let expected = vec![
             Event::Record(Record::Stdout(b"ab".to_vec())),
             Event::Record(Record::Stderr(b"c".to_vec())),
@@ -282,7 +321,13 @@ mod tests {
         let mut received = whole[..7].to_vec();
         assert_eq!(take_events(&mut received), Ok(vec![]));
         received.extend(&whole[7..]);
-        assert_eq!(take_events(&mut received), Ok(vec![Event::Record(Record::Media("image/png".into(), "data:".into()))]));
+        assert_eq!(
+            take_events(&mut received),
+            Ok(vec![Event::Record(Record::Media(
+                "image/png".into(),
+                "data:".into()
+            ))])
+        );
     }
 
     #[test]

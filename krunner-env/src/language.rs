@@ -52,21 +52,50 @@ pub(crate) struct Rule {
 }
 
 /// `build *` prefers this for every language.
-pub(crate) const MAKE: Rule = Rule { needs: "Makefile", steps: &[&["make"]] };
+pub(crate) const MAKE: Rule = Rule {
+    needs: "Makefile",
+    steps: &[&["make"]],
+};
 
-const MAKE_CLEAN: &[Rule] = &[Rule { needs: "Makefile", steps: &[&["make", "clean"]] }];
-const RUN_MAIN: Rule = Rule { needs: "main", steps: &[&["./main"]] };
-const RUN_A_OUT: Rule = Rule { needs: "a.out", steps: &[&["./a.out"]] };
+const MAKE_CLEAN: &[Rule] = &[Rule {
+    needs: "Makefile",
+    steps: &[&["make", "clean"]],
+}];
+const RUN_MAIN: Rule = Rule {
+    needs: "main",
+    steps: &[&["./main"]],
+};
+const RUN_A_OUT: Rule = Rule {
+    needs: "a.out",
+    steps: &[&["./a.out"]],
+};
 const NOTHING: &[Rule] = &[];
 
 /// An interpreter that runs files and keeps no state between queries.
-const fn interpreter(name: &'static str, runtimes: &'static [&'static str], query: Query, exec: &'static [Rule]) -> Language {
-    Language { name, runtimes, environment: &[], query, build: NOTHING, exec, clean: NOTHING }
+const fn interpreter(
+    name: &'static str,
+    runtimes: &'static [&'static str],
+    query: Query,
+    exec: &'static [Rule],
+) -> Language {
+    Language {
+        name,
+        runtimes,
+        environment: &[],
+        query,
+        build: NOTHING,
+        exec,
+        clean: NOTHING,
+    }
 }
 
 /// A query that an interpreter runs from a file.
 const fn script(suffix: &'static str, prefix: &'static str) -> Query {
-    Query::File { suffix, prefix, steps: &[&["{rt}", "{file}"]] }
+    Query::File {
+        suffix,
+        prefix,
+        steps: &[&["{rt}", "{file}"]],
+    }
 }
 
 /// The table.
@@ -79,8 +108,14 @@ pub(crate) const LANGUAGES: &[Language] = &[
             "/usr/local/nvidia/bin:/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )],
         query: Query::Python,
-        build: &[Rule { needs: "setup.py", steps: &[&["{rt}", "-m", "pip", "install", "-e", "."]] }],
-        exec: &[Rule { needs: "main.py", steps: &[&["{rt}", "main.py"]] }],
+        build: &[Rule {
+            needs: "setup.py",
+            steps: &[&["{rt}", "-m", "pip", "install", "-e", "."]],
+        }],
+        exec: &[Rule {
+            needs: "main.py",
+            steps: &[&["{rt}", "main.py"]],
+        }],
         clean: NOTHING,
     },
     Language {
@@ -90,9 +125,35 @@ pub(crate) const LANGUAGES: &[Language] = &[
         query: Query::File {
             suffix: ".c",
             prefix: "",
-            steps: &[&["{rt}", "{file}", "-Wall", "-o", "{dir}/main", "-lrt", "-lm", "-lpthread", "-ldl"], &["{dir}/main"]],
+            steps: &[
+                &[
+                    "{rt}",
+                    "{file}",
+                    "-Wall",
+                    "-o",
+                    "{dir}/main",
+                    "-lrt",
+                    "-lm",
+                    "-lpthread",
+                    "-ldl",
+                ],
+                &["{dir}/main"],
+            ],
         },
-        build: &[Rule { needs: "main.c", steps: &[&["{rt}", "-Wall", "-o", "main", "{all:.c}", "-lrt", "-lm", "-lpthread", "-ldl"]] }],
+        build: &[Rule {
+            needs: "main.c",
+            steps: &[&[
+                "{rt}",
+                "-Wall",
+                "-o",
+                "main",
+                "{all:.c}",
+                "-lrt",
+                "-lm",
+                "-lpthread",
+                "-ldl",
+            ]],
+        }],
         exec: &[RUN_MAIN, RUN_A_OUT],
         clean: MAKE_CLEAN,
     },
@@ -103,9 +164,35 @@ pub(crate) const LANGUAGES: &[Language] = &[
         query: Query::File {
             suffix: ".cpp",
             prefix: "",
-            steps: &[&["{rt}", "{file}", "-Wall", "-o", "{dir}/main", "-lrt", "-lm", "-lpthread", "-ldl"], &["{dir}/main"]],
+            steps: &[
+                &[
+                    "{rt}",
+                    "{file}",
+                    "-Wall",
+                    "-o",
+                    "{dir}/main",
+                    "-lrt",
+                    "-lm",
+                    "-lpthread",
+                    "-ldl",
+                ],
+                &["{dir}/main"],
+            ],
         },
-        build: &[Rule { needs: "main.cpp", steps: &[&["{rt}", "-Wall", "-o", "main", "{all:.cpp}", "-lrt", "-lm", "-lpthread", "-ldl"]] }],
+        build: &[Rule {
+            needs: "main.cpp",
+            steps: &[&[
+                "{rt}",
+                "-Wall",
+                "-o",
+                "main",
+                "{all:.cpp}",
+                "-lrt",
+                "-lm",
+                "-lpthread",
+                "-ldl",
+            ]],
+        }],
         exec: &[RUN_MAIN, RUN_A_OUT],
         clean: MAKE_CLEAN,
     },
@@ -114,10 +201,20 @@ pub(crate) const LANGUAGES: &[Language] = &[
         runtimes: &["/usr/local/go/bin/go", "/usr/local/bin/go", "go"],
         environment: &[
             ("GOPATH", "/home/work"),
-            ("PATH", "/home/work/bin:/go/bin:/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            (
+                "PATH",
+                "/home/work/bin:/go/bin:/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ),
         ],
-        query: Query::File { suffix: ".go", prefix: "", steps: &[&["{rt}", "run", "{file}"]] },
-        build: &[Rule { needs: "main.go", steps: &[&["{rt}", "build", "-o", "main", "{all:.go}"]] }],
+        query: Query::File {
+            suffix: ".go",
+            prefix: "",
+            steps: &[&["{rt}", "run", "{file}"]],
+        },
+        build: &[Rule {
+            needs: "main.go",
+            steps: &[&["{rt}", "build", "-o", "main", "{all:.go}"]],
+        }],
         exec: &[RUN_MAIN],
         clean: NOTHING,
     },
@@ -125,14 +222,30 @@ pub(crate) const LANGUAGES: &[Language] = &[
         name: "rust",
         runtimes: &["/usr/bin/rustc", "rustc"],
         environment: &[],
-        query: Query::File { suffix: ".rs", prefix: "", steps: &[&["{rt}", "-o", "{dir}/main", "{file}"], &["{dir}/main"]] },
+        query: Query::File {
+            suffix: ".rs",
+            prefix: "",
+            steps: &[&["{rt}", "-o", "{dir}/main", "{file}"], &["{dir}/main"]],
+        },
         build: &[
-            Rule { needs: "Cargo.toml", steps: &[&["cargo", "build"]] },
-            Rule { needs: "main.rs", steps: &[&["{rt}", "-o", "main", "main.rs"]] },
+            Rule {
+                needs: "Cargo.toml",
+                steps: &[&["cargo", "build"]],
+            },
+            Rule {
+                needs: "main.rs",
+                steps: &[&["{rt}", "-o", "main", "main.rs"]],
+            },
         ],
         exec: &[
-            Rule { needs: "{first:target/debug}", steps: &[&["{first:target/debug}"]] },
-            Rule { needs: "{first:target/release}", steps: &[&["{first:target/release}"]] },
+            Rule {
+                needs: "{first:target/debug}",
+                steps: &[&["{first:target/debug}"]],
+            },
+            Rule {
+                needs: "{first:target/release}",
+                steps: &[&["{first:target/release}"]],
+            },
             RUN_MAIN,
         ],
         clean: NOTHING,
@@ -144,12 +257,24 @@ pub(crate) const LANGUAGES: &[Language] = &[
         query: Query::File {
             suffix: ".java",
             prefix: "",
-            steps: &[&["javac", "-d", "{dir}", "{file}"], &["{rt}", "-classpath", "{dir}", "{class}"]],
+            steps: &[
+                &["javac", "-d", "{dir}", "{file}"],
+                &["{rt}", "-classpath", "{dir}", "{class}"],
+            ],
         },
-        build: &[Rule { needs: "{all:.java}", steps: &[&["javac", "-d", ".", "{all:.java}"]] }],
+        build: &[Rule {
+            needs: "{all:.java}",
+            steps: &[&["javac", "-d", ".", "{all:.java}"]],
+        }],
         exec: &[
-            Rule { needs: "main/Main.class", steps: &[&["{rt}", "main.Main"]] },
-            Rule { needs: "Main.class", steps: &[&["{rt}", "Main"]] },
+            Rule {
+                needs: "main/Main.class",
+                steps: &[&["{rt}", "main.Main"]],
+            },
+            Rule {
+                needs: "Main.class",
+                steps: &[&["{rt}", "Main"]],
+            },
         ],
         clean: NOTHING,
     },
@@ -161,8 +286,15 @@ pub(crate) const LANGUAGES: &[Language] = &[
             "/root/.cabal/bin:/root/.local/bin:/opt/cabal/2.0/bin:/opt/ghc/8.2.1/bin:\
              /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )],
-        query: Query::File { suffix: ".hs", prefix: "", steps: &[&["runhaskell", "{file}"]] },
-        build: &[Rule { needs: "{all:.hs}", steps: &[&["{rt}", "--make", "-o", "main", "{all:.hs}"]] }],
+        query: Query::File {
+            suffix: ".hs",
+            prefix: "",
+            steps: &[&["runhaskell", "{file}"]],
+        },
+        build: &[Rule {
+            needs: "{all:.hs}",
+            steps: &[&["{rt}", "--make", "-o", "main", "{all:.hs}"]],
+        }],
         exec: &[RUN_MAIN],
         clean: NOTHING,
     },
@@ -171,43 +303,89 @@ pub(crate) const LANGUAGES: &[Language] = &[
         runtimes: &["/usr/local/julia/bin/julia", "julia"],
         environment: &[
             ("JULIA_LOAD_PATH", ":/opt/julia"),
-            ("PATH", "/usr/local/julia:/usr/local/julia/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            (
+                "PATH",
+                "/usr/local/julia:/usr/local/julia/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ),
         ],
         query: script(".jl", ""),
         build: NOTHING,
-        exec: &[Rule { needs: "main.jl", steps: &[&["{rt}", "main.jl"]] }],
+        exec: &[Rule {
+            needs: "main.jl",
+            steps: &[&["{rt}", "main.jl"]],
+        }],
         clean: NOTHING,
     },
     Language {
         name: "r",
         runtimes: &["/usr/bin/R", "R"],
         environment: &[],
-        query: Query::File { suffix: ".R", prefix: "", steps: &[&["Rscript", "{file}"]] },
+        query: Query::File {
+            suffix: ".R",
+            prefix: "",
+            steps: &[&["Rscript", "{file}"]],
+        },
         build: NOTHING,
-        exec: &[Rule { needs: "main.R", steps: &[&["Rscript", "main.R"]] }],
+        exec: &[Rule {
+            needs: "main.R",
+            steps: &[&["Rscript", "main.R"]],
+        }],
         clean: NOTHING,
     },
-    interpreter("lua", &["/usr/local/bin/lua", "lua", "lua5.4", "lua5.3"], script(".lua", ""), &[Rule {
-        needs: "main.lua",
-        steps: &[&["{rt}", "main.lua"]],
-    }]),
-    interpreter("nodejs", &["/usr/local/bin/node", "node", "nodejs"], script(".js", ""), &[Rule {
-        needs: "main.js",
-        steps: &[&["{rt}", "main.js"]],
-    }]),
-    interpreter("octave", &["/usr/bin/octave-cli", "octave-cli", "octave"], script(".m", ""), &[Rule {
-        needs: "main.m",
-        steps: &[&["{rt}", "main.m"]],
-    }]),
-    interpreter("php", &["/usr/bin/php", "php"], script(".php", "<?php\n\n"), &[Rule {
-        needs: "main.php",
-        steps: &[&["{rt}", "main.php"]],
-    }]),
+    interpreter(
+        "lua",
+        &["/usr/local/bin/lua", "lua", "lua5.4", "lua5.3"],
+        script(".lua", ""),
+        &[Rule {
+            needs: "main.lua",
+            steps: &[&["{rt}", "main.lua"]],
+        }],
+    ),
+    interpreter(
+        "nodejs",
+        &["/usr/local/bin/node", "node", "nodejs"],
+        script(".js", ""),
+        &[Rule {
+            needs: "main.js",
+            steps: &[&["{rt}", "main.js"]],
+        }],
+    ),
+    interpreter(
+        "octave",
+        &["/usr/bin/octave-cli", "octave-cli", "octave"],
+        script(".m", ""),
+        &[Rule {
+            needs: "main.m",
+            steps: &[&["{rt}", "main.m"]],
+        }],
+    ),
+    interpreter(
+        "php",
+        &["/usr/bin/php", "php"],
+        script(".php", "<?php\n\n"),
+        &[Rule {
+            needs: "main.php",
+            steps: &[&["{rt}", "main.php"]],
+        }],
+    ),
     interpreter(
         "scheme",
         &["/usr/bin/scheme", "scheme"],
-        Query::File { suffix: ".scm", prefix: "", steps: &[&["/bin/sh", "-c", "exec \"$0\" --quiet < \"$1\"", "{rt}", "{file}"]] },
-        &[Rule { needs: "main.scm", steps: &[&["/bin/sh", "-c", "exec \"$0\" --quiet < main.scm", "{rt}"]] }],
+        Query::File {
+            suffix: ".scm",
+            prefix: "",
+            steps: &[&[
+                "/bin/sh",
+                "-c",
+                "exec \"$0\" --quiet < \"$1\"",
+                "{rt}",
+                "{file}",
+            ]],
+        },
+        &[Rule {
+            needs: "main.scm",
+            steps: &[&["/bin/sh", "-c", "exec \"$0\" --quiet < main.scm", "{rt}"]],
+        }],
     ),
 ];
 
@@ -232,6 +410,10 @@ mod tests {
 
     #[test]
     fn every_language_has_a_runtime_and_an_exec_rule() {
-        assert!(LANGUAGES.iter().all(|language| !language.runtimes.is_empty() && !language.exec.is_empty()));
+        assert!(
+            LANGUAGES
+                .iter()
+                .all(|language| !language.runtimes.is_empty() && !language.exec.is_empty())
+        );
     }
 }

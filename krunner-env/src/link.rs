@@ -35,10 +35,21 @@ struct Peer {
 
 impl<R: Role> Link<R> {
     /// Binds and listens; the connections get tokens made by `token`.
-    pub(crate) fn bind(address: Ipv4Addr, port: u16, config: Config, token: fn(u32) -> Token) -> io::Result<Self> {
+    pub(crate) fn bind(
+        address: Ipv4Addr,
+        port: u16,
+        config: Config,
+        token: fn(u32) -> Token,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(SocketAddr::from((address, port)))?;
         listener.set_nonblocking(true)?;
-        Ok(Self { socket: Socket::new(config), listener, peers: BTreeMap::new(), opened: 0, token })
+        Ok(Self {
+            socket: Socket::new(config),
+            listener,
+            peers: BTreeMap::new(),
+            opened: 0,
+            token,
+        })
     }
 
     /// Watches the listener.
@@ -55,20 +66,37 @@ impl<R: Role> Link<R> {
     pub(crate) fn accept(&mut self, epoll: &Epoll) {
         while let Ok((stream, _)) = self.listener.accept() {
             let key = self.opened;
-            let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
+            let ready = stream
+                .set_nonblocking(true)
+                .and_then(|()| stream.set_nodelay(true));
             let full = self.peers.len() >= MOST_PEERS;
-            if full || ready.and_then(|()| epoll.add(stream.as_fd(), (self.token)(key).into(), Interest::READ)).is_err() {
+            if full
+                || ready
+                    .and_then(|()| {
+                        epoll.add(stream.as_fd(), (self.token)(key).into(), Interest::READ)
+                    })
+                    .is_err()
+            {
                 continue;
             }
             self.opened = self.opened.wrapping_add(1);
             let id = self.socket.open(Instant::now());
-            self.peers.insert(key, Peer { id, stream, interest: Interest::READ });
+            self.peers.insert(
+                key,
+                Peer {
+                    id,
+                    stream,
+                    interest: Interest::READ,
+                },
+            );
         }
     }
 
     /// Reads from a connection on which something happened.
     pub(crate) fn read(&mut self, key: u32, buffer: &mut [u8]) {
-        let Some(peer) = self.peers.get(&key) else { return };
+        let Some(peer) = self.peers.get(&key) else {
+            return;
+        };
         if !self.socket.wants_read(peer.id) {
             return;
         }
@@ -84,7 +112,11 @@ impl<R: Role> Link<R> {
 
     /// Writes what can be written, closes what the socket has given up, and asks epoll for what is wanted next.
     pub(crate) fn pump(&mut self, epoll: &Epoll) {
-        if self.socket.next_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+        if self
+            .socket
+            .next_deadline()
+            .is_some_and(|deadline| deadline <= Instant::now())
+        {
             self.socket.expire(Instant::now());
         }
         let keys: Vec<u32> = self.peers.keys().copied().collect();
@@ -97,7 +129,9 @@ impl<R: Role> Link<R> {
     }
 
     fn pump_peer(&mut self, key: u32, epoll: &Epoll) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
         let mut blocked = false;
         let written = loop {
             let output = self.socket.output(peer.id);
@@ -113,10 +147,17 @@ impl<R: Role> Link<R> {
                 Err(error) => break Err(error),
             }
         };
-        let interest = Interest { read: self.socket.wants_read(peer.id), write: blocked };
+        let interest = Interest {
+            read: self.socket.wants_read(peer.id),
+            write: blocked,
+        };
         let changed = interest != peer.interest;
         peer.interest = interest;
-        let watched = if changed { epoll.modify(peer.stream.as_fd(), (self.token)(key).into(), interest) } else { Ok(()) };
+        let watched = if changed {
+            epoll.modify(peer.stream.as_fd(), (self.token)(key).into(), interest)
+        } else {
+            Ok(())
+        };
         if written.and(watched).is_err() {
             self.socket.closed(peer.id);
             self.peers.remove(&key);
@@ -125,6 +166,8 @@ impl<R: Role> Link<R> {
 
     /// How long the loop may sleep for this socket.
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.socket.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        self.socket
+            .next_deadline()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 }

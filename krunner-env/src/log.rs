@@ -23,7 +23,9 @@ pub(crate) fn note(text: &str) {
 
 fn write(target: &impl AsFd, data: &[u8]) {
     for part in data.chunks(PAGE) {
-        if !fd::takes_a_page(target.as_fd()) || !matches!(fd::write(target.as_fd(), part), Ok(Some(_))) {
+        if !fd::takes_a_page(target.as_fd())
+            || !matches!(fd::write(target.as_fd(), part), Ok(Some(_)))
+        {
             return;
         }
     }

@@ -59,22 +59,37 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), String> {
-    runner::Runner::start(options)?.run().map_err(|error| format!("the event loop ended: {error}"))
+    runner::Runner::start(options)?
+        .run()
+        .map_err(|error| format!("the event loop ended: {error}"))
 }
 
 /// `krunner input`: for programs that cannot open sockets themselves.
 fn ask(prompt: &str) -> Result<(), String> {
-    let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let variable =
+        |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let mut stdout = std::io::stdout();
     let mut answer = Vec::new();
-    let asked = stdout.write_all(prompt.as_bytes()).and_then(|()| stdout.flush()).and_then(|()| {
-        match UnixStream::connect(variable("_BACKEND_INPUT_SOCKET", "/tmp/bai-user-input.sock")) {
-            Ok(mut stream) => stream.read_to_end(&mut answer),
-            // A literal address: a static program must not look names up.
-            Err(_) => TcpStream::connect(format!("127.0.0.1:{}", variable("_BACKEND_INPUT_PORT", "65000")))?.read_to_end(&mut answer),
-        }
-    });
+    let asked = stdout
+        .write_all(prompt.as_bytes())
+        .and_then(|()| stdout.flush())
+        .and_then(|()| {
+            match UnixStream::connect(variable(
+                "_BACKEND_INPUT_SOCKET",
+                "/tmp/bai-user-input.sock",
+            )) {
+                Ok(mut stream) => stream.read_to_end(&mut answer),
+                // A literal address: a static program must not look names up.
+                Err(_) => TcpStream::connect(format!(
+                    "127.0.0.1:{}",
+                    variable("_BACKEND_INPUT_PORT", "65000")
+                ))?
+                .read_to_end(&mut answer),
+            }
+        });
     asked.map_err(|error| format!("user input is not available: {error}"))?;
     answer.push(b'\n');
-    stdout.write_all(&answer).map_err(|error| format!("cannot write the answer: {error}"))
+    stdout
+        .write_all(&answer)
+        .map_err(|error| format!("cannot write the answer: {error}"))
 }

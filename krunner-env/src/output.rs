@@ -31,7 +31,14 @@ impl Output {
     pub(crate) fn pipe(token: Token) -> io::Result<(Self, OwnedFd)> {
         let (reader, writer) = fd::pipe()?;
         fd::set_nonblocking(reader.as_fd())?;
-        Ok((Self { pipe: Some(reader), token, watched: false }, writer))
+        Ok((
+            Self {
+                pipe: Some(reader),
+                token,
+                watched: false,
+            },
+            writer,
+        ))
     }
 
     /// Watches the pipe or leaves it alone. A pipe that cannot be watched is closed: its program gets an error instead of
@@ -45,14 +52,19 @@ impl Output {
         if !wanted {
             // Even with nothing asked for, epoll would report the pipe's end again and again.
             epoll.remove(pipe.as_fd());
-        } else if epoll.add(pipe.as_fd(), self.token.into(), Interest::READ).is_err() {
+        } else if epoll
+            .add(pipe.as_fd(), self.token.into(), Interest::READ)
+            .is_err()
+        {
             self.pipe = None;
         }
     }
 
     /// Reads once.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Chunk {
-        let Some(pipe) = &self.pipe else { return Chunk::End };
+        let Some(pipe) = &self.pipe else {
+            return Chunk::End;
+        };
         match fd::read(pipe.as_fd(), buffer) {
             Ok(None) => Chunk::Empty,
             Ok(Some(0)) | Err(_) => {

@@ -91,12 +91,25 @@ mod tests {
     #[test]
     fn tokens_survive_the_way_through_epoll() {
         let all = [
-            Token::Signals, Token::OpsListener, Token::RecordsListener, Token::Ops(1), Token::Records(u32::MAX),
-            Token::Batch(Stream::Stdout, 3), Token::Batch(Stream::Stderr, 3), Token::Interpreter(Stream::Stdout, 4),
-            Token::Interpreter(Stream::Stderr, 4), Token::Frames(5), Token::Control(6), Token::InputTcp, Token::InputUnix,
+            Token::Signals,
+            Token::OpsListener,
+            Token::RecordsListener,
+            Token::Ops(1),
+            Token::Records(u32::MAX),
+            Token::Batch(Stream::Stdout, 3),
+            Token::Batch(Stream::Stderr, 3),
+            Token::Interpreter(Stream::Stdout, 4),
+            Token::Interpreter(Stream::Stderr, 4),
+            Token::Frames(5),
+            Token::Control(6),
+            Token::InputTcp,
+            Token::InputUnix,
             Token::InputClient(7),
         ];
-        assert!(all.into_iter().all(|token| Token::from_bits(token.into()) == Some(token)));
+        assert!(
+            all.into_iter()
+                .all(|token| Token::from_bits(token.into()) == Some(token))
+        );
         assert_eq!(Token::from_bits(u64::MAX), None);
     }
 }

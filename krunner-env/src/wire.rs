@@ -30,7 +30,9 @@ impl Op {
     /// Reads a message. `None`: not two frames, or an op that nobody knows; these are passed over (26.x).
     /// Bytes that are not UTF-8 are replaced.
     pub(crate) fn read(message: &Message) -> Option<Self> {
-        let [op, payload] = message.frames() else { return None };
+        let [op, payload] = message.frames() else {
+            return None;
+        };
         let text = || String::from_utf8_lossy(payload).into_owned();
         Some(match op.as_ref() {
             b"clean" => Self::Batch(Phase::Clean, text()),
@@ -57,7 +59,14 @@ struct CompleteRequest {
 /// The client's `line` is the text before the cursor; without it the code itself is. A broken request completes nothing.
 fn line_to_complete(payload: &[u8]) -> String {
     let request: Option<CompleteRequest> = serde_json::from_slice(payload).ok();
-    request.map(|request| request.line.filter(|line| !line.is_empty()).unwrap_or(request.code)).unwrap_or_default()
+    request
+        .map(|request| {
+            request
+                .line
+                .filter(|line| !line.is_empty())
+                .unwrap_or(request.code)
+        })
+        .unwrap_or_default()
 }
 
 #[derive(Deserialize)]
@@ -67,7 +76,9 @@ struct ServiceRequest {
 
 fn service_name(payload: &[u8]) -> Result<String, String> {
     let request: Result<ServiceRequest, _> = serde_json::from_slice(payload);
-    request.map(|request| request.name).map_err(|error| format!("the request is not understood: {error}"))
+    request
+        .map(|request| request.name)
+        .map_err(|error| format!("the request is not understood: {error}"))
 }
 
 /// What the runner tells the agent.
@@ -107,23 +118,30 @@ impl From<Record> for Message {
         let (kind, body) = match record {
             Record::Stdout(data) => ("stdout", data),
             Record::Stderr(data) => ("stderr", data),
-            Record::Media(mime, data) => {
-                ("media", format!("{{\"type\": {}, \"data\": {}}}", json(&mime), json(&data)).into_bytes())
-            }
+            Record::Media(mime, data) => (
+                "media",
+                format!("{{\"type\": {}, \"data\": {}}}", json(&mime), json(&data)).into_bytes(),
+            ),
             Record::Html(data) => ("html", data),
-            Record::QueryWaits(password) => ("waiting-input", format!("{{\"is_password\": {password}}}").into_bytes()),
+            Record::QueryWaits(password) => (
+                "waiting-input",
+                format!("{{\"is_password\": {password}}}").into_bytes(),
+            ),
             Record::BatchWaits => ("waiting-input", Vec::new()),
-            Record::Finished(phase, code) => (end_of(phase), format!("{{\"exitCode\": {code}}}").into_bytes()),
+            Record::Finished(phase, code) => (
+                end_of(phase),
+                format!("{{\"exitCode\": {code}}}").into_bytes(),
+            ),
             Record::Completion(list) => ("completion", json_list(&list).into_bytes()),
-            Record::ServiceFailed(reason) => {
-                ("service-result", format!("{{\"status\": \"failed\", \"error\": {}}}", json(&reason)).into_bytes())
-            }
+            Record::ServiceFailed(reason) => (
+                "service-result",
+                format!("{{\"status\": \"failed\", \"error\": {}}}", json(&reason)).into_bytes(),
+            ),
             Record::Status(started_at) => ("status", status_map(started_at)),
         };
         Self::from([kind.as_bytes().to_vec(), body])
     }
 }
-
 
 fn end_of(phase: Option<Phase>) -> &'static str {
     match phase {
@@ -159,29 +177,61 @@ mod tests {
 
     fn body(record: Record) -> String {
         let message = Message::from(record);
-        let [kind, body] = message.frames() else { panic!("not two frames") };
-        format!("{} {}", String::from_utf8_lossy(kind), String::from_utf8_lossy(body))
+        let [kind, body] = message.frames() else {
+            panic!("not two frames")
+        };
+        format!(
+            "{} {}",
+            String::from_utf8_lossy(kind),
+            String::from_utf8_lossy(body)
+        )
     }
 
     fn op(frames: &[&str]) -> Option<Op> {
-        Op::read(&frames.iter().map(|frame| frame.as_bytes().to_vec()).collect())
+        Op::read(
+            &frames
+                .iter()
+                .map(|frame| frame.as_bytes().to_vec())
+                .collect(),
+        )
     }
 
     #[test]
     fn records_have_the_bytes_of_1903() {
-        assert_eq!(body(Record::Finished(None, -2)), r#"finished {"exitCode": -2}"#);
-        assert_eq!(body(Record::Finished(Some(Phase::Clean), 0)), r#"clean-finished {"exitCode": 0}"#);
-        assert_eq!(body(Record::QueryWaits(true)), r#"waiting-input {"is_password": true}"#);
+        assert_eq!(
+            body(Record::Finished(None, -2)),
+            r#"finished {"exitCode": -2}"#
+        );
+        assert_eq!(
+            body(Record::Finished(Some(Phase::Clean), 0)),
+            r#"clean-finished {"exitCode": 0}"#
+        );
+        assert_eq!(
+            body(Record::QueryWaits(true)),
+            r#"waiting-input {"is_password": true}"#
+        );
         assert_eq!(body(Record::BatchWaits), "waiting-input ");
-        assert_eq!(body(Record::Completion(vec!["a\"b".into(), "c".into()])), r#"completion ["a\"b", "c"]"#);
-        assert_eq!(body(Record::ServiceFailed("x".into())), r#"service-result {"status": "failed", "error": "x"}"#);
-        assert_eq!(body(Record::Media("image/png".into(), "data:,\n".into())), r#"media {"type": "image/png", "data": "data:,\n"}"#);
+        assert_eq!(
+            body(Record::Completion(vec!["a\"b".into(), "c".into()])),
+            r#"completion ["a\"b", "c"]"#
+        );
+        assert_eq!(
+            body(Record::ServiceFailed("x".into())),
+            r#"service-result {"status": "failed", "error": "x"}"#
+        );
+        assert_eq!(
+            body(Record::Media("image/png".into(), "data:,\n".into())),
+            r#"media {"type": "image/png", "data": "data:,\n"}"#
+        );
     }
 
     #[test]
     fn status_is_a_msgpack_map() {
         let message = Message::from(Record::Status(1.5));
-        assert_eq!(message.frames()[1].as_ref(), b"\x81\xaastarted_at\xcb\x3f\xf8\0\0\0\0\0\0");
+        assert_eq!(
+            message.frames()[1].as_ref(),
+            b"\x81\xaastarted_at\xcb\x3f\xf8\0\0\0\0\0\0"
+        );
     }
 
     #[test]
@@ -195,8 +245,17 @@ mod tests {
     #[test]
     fn broken_json_is_an_answerable_op() {
         assert_eq!(op(&["complete", "{"]), Some(Op::Complete(String::new())));
-        assert!(matches!(op(&["start-service", "[]"]), Some(Op::StartService(Err(_)))));
-        assert_eq!(op(&["start-service", r#"{"name":"x","port":1}"#]), Some(Op::StartService(Ok("x".into()))));
-        assert_eq!(op(&["complete", r#"{"code":"impo","line":"im"}"#]), Some(Op::Complete("im".into())));
+        assert!(matches!(
+            op(&["start-service", "[]"]),
+            Some(Op::StartService(Err(_)))
+        ));
+        assert_eq!(
+            op(&["start-service", r#"{"name":"x","port":1}"#]),
+            Some(Op::StartService(Ok("x".into())))
+        );
+        assert_eq!(
+            op(&["complete", r#"{"code":"impo","line":"im"}"#]),
+            Some(Op::Complete("im".into()))
+        );
     }
 }

@@ -19,14 +19,22 @@ impl Runner {
     /// Opens or closes the gate, and watches the pipes accordingly. After a flood the memory is given back.
     pub(super) fn regulate(&mut self) {
         let queued = self.records.socket.queued_bytes();
-        self.paused = if self.paused { queued > ROOM } else { queued >= FULL };
+        self.paused = if self.paused {
+            queued > ROOM
+        } else {
+            queued >= FULL
+        };
         self.flooded |= self.paused;
         if self.flooded && queued == 0 {
             self.flooded = false;
             sys::trim_heap();
         }
         let open = !self.paused;
-        if let Some(Current::Steps(Steps { command: Some(command), .. })) = &mut self.current {
+        if let Some(Current::Steps(Steps {
+            command: Some(command),
+            ..
+        })) = &mut self.current
+        {
             command.watch(&self.epoll, open);
         }
         if let Some(interpreter) = &mut self.interpreter {
@@ -44,14 +52,25 @@ impl Runner {
 
     fn command_output(&mut self, stream: Stream) -> Option<&mut Output> {
         match &mut self.current {
-            Some(Current::Steps(Steps { command: Some(command), .. })) => Some(command.output(stream)),
+            Some(Current::Steps(Steps {
+                command: Some(command),
+                ..
+            })) => Some(command.output(stream)),
             _ => None,
         }
     }
 
     fn read_command_once(&mut self, stream: Stream) -> Option<usize> {
-        let Some(Current::Steps(Steps { command: Some(command), .. })) = &mut self.current else { return None };
-        let Chunk::Data(count) = command.output(stream).read(&mut self.buffer) else { return None };
+        let Some(Current::Steps(Steps {
+            command: Some(command),
+            ..
+        })) = &mut self.current
+        else {
+            return None;
+        };
+        let Chunk::Data(count) = command.output(stream).read(&mut self.buffer) else {
+            return None;
+        };
         log::copy(stream, &self.buffer[..count]);
         self.send(output_record(stream, self.buffer[..count].to_vec()));
         Some(count)
@@ -71,7 +90,9 @@ impl Runner {
 
     pub(super) fn read_interpreter_output(&mut self, stream: Stream, generation: u32) {
         if let Some(interpreter) = &mut self.interpreter
-            && interpreter.output(stream).has(Token::Interpreter(stream, generation))
+            && interpreter
+                .output(stream)
+                .has(Token::Interpreter(stream, generation))
         {
             self.read_interpreter_output_once(stream);
         }
@@ -79,7 +100,9 @@ impl Runner {
 
     fn read_interpreter_output_once(&mut self, stream: Stream) -> Option<usize> {
         let interpreter = self.interpreter.as_mut()?;
-        let Chunk::Data(count) = interpreter.output(stream).read(&mut self.buffer) else { return None };
+        let Chunk::Data(count) = interpreter.output(stream).read(&mut self.buffer) else {
+            return None;
+        };
         self.send(output_record(stream, self.buffer[..count].to_vec()));
         Some(count)
     }
@@ -97,13 +120,19 @@ impl Runner {
     }
 
     pub(super) fn read_frames(&mut self, generation: u32) {
-        if self.interpreter.as_ref().is_some_and(|interpreter| interpreter.has_frames(Token::Frames(generation))) {
+        if self
+            .interpreter
+            .as_ref()
+            .is_some_and(|interpreter| interpreter.has_frames(Token::Frames(generation)))
+        {
             self.read_frames_once();
         }
     }
 
     fn read_frames_once(&mut self) -> bool {
-        let Some(interpreter) = &mut self.interpreter else { return false };
+        let Some(interpreter) = &mut self.interpreter else {
+            return false;
+        };
         let (more, events) = interpreter.read(&mut self.buffer);
         for event in events {
             self.take_event(event);
@@ -136,13 +165,16 @@ impl Runner {
 fn make_python_dir() -> std::io::Result<PathBuf> {
     let mut attempt = 0;
     loop {
-        let dir = std::env::temp_dir().join(format!(".krunner-python-{}-{attempt}", std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!(".krunner-python-{}-{attempt}", std::process::id()));
         match std::fs::create_dir(&dir) {
             Ok(()) => {
                 std::fs::write(dir.join("sitecustomize.py"), SITECUSTOMIZE)?;
                 return Ok(dir);
             }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && attempt < 1000 => attempt += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && attempt < 1000 => {
+                attempt += 1
+            }
             Err(error) => return Err(error),
         }
     }

@@ -79,9 +79,13 @@ impl Runner {
         let basic = |error: io::Error| format!("cannot set up the event loop: {error}");
         let epoll = Epoll::new().map_err(basic)?;
         let signals = Signals::block().map_err(basic)?;
-        epoll.add(signals.as_fd(), Token::Signals.into(), Interest::READ).map_err(basic)?;
+        epoll
+            .add(signals.as_fd(), Token::Signals.into(), Interest::READ)
+            .map_err(basic)?;
         ops.watch(&epoll, Token::OpsListener).map_err(basic)?;
-        records.watch(&epoll, Token::RecordsListener).map_err(basic)?;
+        records
+            .watch(&epoll, Token::RecordsListener)
+            .map_err(basic)?;
         process::adopt_orphans();
         let input = UserInput::open(&epoll, options.input_port, &options.input_socket);
         let mut runner = Self {
@@ -107,7 +111,9 @@ impl Runner {
         };
         runner.start_interpreter();
         if let Some(path) = &options.ports_file {
-            runner.write_ports(path).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            runner
+                .write_ports(path)
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
         Ok(runner)
     }
@@ -115,7 +121,10 @@ impl Runner {
     fn write_ports(&self, path: &Path) -> io::Result<()> {
         let (replin, replout, input) = (self.ops.port()?, self.records.port()?, self.input.port());
         let beside = path.with_extension("new");
-        std::fs::write(&beside, format!("{{\"replin\": {replin}, \"replout\": {replout}, \"input\": {input}}}\n"))?;
+        std::fs::write(
+            &beside,
+            format!("{{\"replin\": {replin}, \"replout\": {replout}, \"input\": {input}}}\n"),
+        )?;
         std::fs::rename(beside, path)
     }
 
@@ -126,7 +135,10 @@ impl Runner {
     pub(crate) fn run(mut self) -> io::Result<()> {
         loop {
             self.settle();
-            if self.stop_by.is_some_and(|time| self.records.socket.is_drained() || time <= Instant::now()) {
+            if self
+                .stop_by
+                .is_some_and(|time| self.records.socket.is_drained() || time <= Instant::now())
+            {
                 self.end();
                 return Ok(());
             }
@@ -139,8 +151,13 @@ impl Runner {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let stop = self.stop_by.map(|time| time.saturating_duration_since(Instant::now()));
-        [stop, self.ops.timeout(), self.records.timeout()].into_iter().flatten().min()
+        let stop = self
+            .stop_by
+            .map(|time| time.saturating_duration_since(Instant::now()));
+        [stop, self.ops.timeout(), self.records.timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn dispatch(&mut self, token: Token) {
@@ -154,7 +171,9 @@ impl Runner {
             }
             Token::Records(key) => self.records.read(key, &mut self.buffer),
             Token::Batch(stream, generation) => self.read_command(stream, generation),
-            Token::Interpreter(stream, generation) => self.read_interpreter_output(stream, generation),
+            Token::Interpreter(stream, generation) => {
+                self.read_interpreter_output(stream, generation)
+            }
             Token::Frames(generation) => self.read_frames(generation),
             // Room in the pipe: it is used in `settle`.
             Token::Control(_) => {}
@@ -231,7 +250,9 @@ impl Runner {
             Op::Status if self.paused => self.debug("no status while the agent does not read"),
             Op::Status => self.send(Record::Status(self.started_at)),
             Op::StartService(request) => {
-                let reason = request.err().unwrap_or_else(|| "unsupported service".to_owned());
+                let reason = request
+                    .err()
+                    .unwrap_or_else(|| "unsupported service".to_owned());
                 self.send(Record::ServiceFailed(reason));
             }
         }
@@ -243,12 +264,15 @@ impl Runner {
             return;
         }
         let phase = job.phase();
-        self.send(Record::note("too many requests wait for their turn: this one is refused"));
+        self.send(Record::note(
+            "too many requests wait for their turn: this one is refused",
+        ));
         self.send(Record::Finished(phase, -1));
     }
 
     /// Completes at once or not at all: nobody waits for a list while user code runs.
     fn complete(&mut self, line: &str) {
+        self.advance();
         let busy = matches!(self.current, Some(Current::Query { .. }));
         match &mut self.interpreter {
             Some(interpreter) if !busy => interpreter.complete(line),
@@ -277,11 +301,24 @@ impl Runner {
 }
 
 fn bind(options: &Options, settings: &Settings) -> Result<(Link<Pull>, Link<Push>), String> {
-    let taken = |port: u16| move |error: io::Error| format!("cannot listen on {}:{port}: {error}", options.bind);
-    let ops = Config { limits: Limits { frames: 16, ..Limits::default() }, ..Config::default() };
-    let records = Config { send_limit: 4 * FULL, ..Config::default() };
-    let ops = Link::bind(options.bind, settings.replin, ops, Token::Ops).map_err(taken(settings.replin))?;
-    let records = Link::bind(options.bind, settings.replout, records, Token::Records).map_err(taken(settings.replout))?;
+    let taken = |port: u16| {
+        move |error: io::Error| format!("cannot listen on {}:{port}: {error}", options.bind)
+    };
+    let ops = Config {
+        limits: Limits {
+            frames: 16,
+            ..Limits::default()
+        },
+        ..Config::default()
+    };
+    let records = Config {
+        send_limit: 4 * FULL,
+        ..Config::default()
+    };
+    let ops = Link::bind(options.bind, settings.replin, ops, Token::Ops)
+        .map_err(taken(settings.replin))?;
+    let records = Link::bind(options.bind, settings.replout, records, Token::Records)
+        .map_err(taken(settings.replout))?;
     Ok((ops, records))
 }
 

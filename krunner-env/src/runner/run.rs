@@ -70,26 +70,37 @@ impl Runner {
                     None => return,
                 },
                 Some(Current::Query { .. }) => return,
-                Some(Current::Steps(steps)) => match steps.command.as_ref().and_then(Command::result) {
-                    Some(code) => self.step_ended(code),
-                    None => return,
-                },
+                Some(Current::Steps(steps)) => {
+                    match steps.command.as_ref().and_then(Command::result) {
+                        Some(code) => self.step_ended(code),
+                        None => return,
+                    }
+                }
             }
         }
     }
 
     fn begin(&mut self, job: Job) {
         match job {
-            Job::Batch(Phase::Exec, _) if std::mem::take(&mut self.build_failed) => self.finish(Some(Phase::Exec), CANNOT_RUN),
+            Job::Batch(Phase::Exec, _) if std::mem::take(&mut self.build_failed) => {
+                self.finish(Some(Phase::Exec), CANNOT_RUN)
+            }
             Job::Batch(phase, command) => {
                 let plan = plan::batch(phase, &command, &self.place());
                 self.carry_out(Some(phase), plan, None);
             }
             Job::Query(code) => match &self.settings.language.query {
                 Query::Python => self.begin_query(&code),
-                Query::File { suffix, prefix, steps } => self.begin_file_query(suffix, &format!("{prefix}{code}"), steps),
+                Query::File {
+                    suffix,
+                    prefix,
+                    steps,
+                } => self.begin_file_query(suffix, &format!("{prefix}{code}"), steps),
                 Query::Unavailable => {
-                    let plan = Plan::Done(CANNOT_RUN, Some("this kind of kernel has no query mode".to_owned()));
+                    let plan = Plan::Done(
+                        CANNOT_RUN,
+                        Some("this kind of kernel has no query mode".to_owned()),
+                    );
                     self.carry_out(None, plan, None);
                 }
             },
@@ -97,7 +108,11 @@ impl Runner {
     }
 
     fn place(&self) -> Place<'_> {
-        Place { language: self.settings.language, runtime: &self.settings.runtime, folder: &self.settings.folder }
+        Place {
+            language: self.settings.language,
+            runtime: &self.settings.runtime,
+            folder: &self.settings.folder,
+        }
     }
 
     fn carry_out(&mut self, phase: Option<Phase>, plan: Plan, folder: Option<PathBuf>) {
@@ -109,7 +124,12 @@ impl Runner {
                 self.finish(phase, code);
             }
             Plan::Run(steps) => {
-                self.current = Some(Current::Steps(Steps { phase, left: steps.into(), command: None, folder }));
+                self.current = Some(Current::Steps(Steps {
+                    phase,
+                    left: steps.into(),
+                    command: None,
+                    folder,
+                }));
                 self.next_step();
             }
         }
@@ -121,24 +141,40 @@ impl Runner {
         }
         let Some(interpreter) = &mut self.interpreter else {
             let runtime = self.settings.runtime.display();
-            let reason = format!("no Python in this image: neither {runtime} nor python3 or python on PATH");
+            let reason =
+                format!("no Python in this image: neither {runtime} nor python3 or python on PATH");
             return self.carry_out(None, Plan::Done(CANNOT_RUN, Some(reason)), None);
         };
         interpreter.run(code);
-        self.current = Some(Current::Query { begun: false, interrupted: false, asks: false });
+        self.current = Some(Current::Query {
+            begun: false,
+            interrupted: false,
+            asks: false,
+        });
     }
 
     fn begin_file_query(&mut self, suffix: &str, code: &str, steps: &[&[&str]]) {
         let number = self.next_generation();
-        let folder = self.settings.folder.join(format!(".krunner-query-{number}"));
+        let folder = self
+            .settings
+            .folder
+            .join(format!(".krunner-query-{number}"));
         let class = plan::java_class(code);
-        let query = QueryFile { file: folder.join(format!("{class}{suffix}")), folder, class };
+        let query = QueryFile {
+            file: folder.join(format!("{class}{suffix}")),
+            folder,
+            class,
+        };
         // One that a killed runner left behind.
         let _absent = std::fs::remove_dir_all(&query.folder);
-        let written = std::fs::create_dir(&query.folder).and_then(|()| std::fs::write(&query.file, code));
+        let written =
+            std::fs::create_dir(&query.folder).and_then(|()| std::fs::write(&query.file, code));
         let plan = match written {
             Ok(()) => Plan::Run(plan::steps(steps, &self.place(), Some(&query))),
-            Err(error) => Plan::Done(-1, Some(format!("cannot write {}: {error}", query.file.display()))),
+            Err(error) => Plan::Done(
+                -1,
+                Some(format!("cannot write {}: {error}", query.file.display())),
+            ),
         };
         self.carry_out(None, plan, Some(query.folder));
     }
@@ -146,10 +182,21 @@ impl Runner {
     fn next_step(&mut self) {
         let generation = self.next_generation();
         let python_dir = self.python_dir();
-        let environ = self.settings.environ.for_batch(python_dir.as_deref(), self.input.port(), self.input.path());
-        let Some(Current::Steps(steps)) = &mut self.current else { return };
-        let Some(words) = steps.left.pop_front() else { return };
-        let name = words.first().map(|word| word.display().to_string()).unwrap_or_default();
+        let environ = self.settings.environ.for_batch(
+            python_dir.as_deref(),
+            self.input.port(),
+            self.input.path(),
+        );
+        let Some(Current::Steps(steps)) = &mut self.current else {
+            return;
+        };
+        let Some(words) = steps.left.pop_front() else {
+            return;
+        };
+        let name = words
+            .first()
+            .map(|word| word.display().to_string())
+            .unwrap_or_default();
         match Command::start(&words, &environ, &self.settings.folder, generation) {
             Ok(command) => steps.command = Some(command),
             Err(StartError::Missing) => {
@@ -164,7 +211,9 @@ impl Runner {
     }
 
     fn step_ended(&mut self, code: i32) {
-        let Some(Current::Steps(steps)) = &mut self.current else { return };
+        let Some(Current::Steps(steps)) = &mut self.current else {
+            return;
+        };
         steps.command = None;
         if code != 0 || steps.left.is_empty() {
             self.finish_steps(code);
@@ -194,10 +243,19 @@ impl Runner {
 
     /// The end of a query, in the exit code profile that the kernel was started with.
     pub(super) fn finish_query(&mut self, code: i32) {
-        self.finish(None, if self.settings.queries_exit_with_zero { 0 } else { code });
+        self.finish(
+            None,
+            if self.settings.queries_exit_with_zero {
+                0
+            } else {
+                code
+            },
+        );
     }
 
     pub(super) fn interrupt(&mut self) {
+        // What came before the interrupt has its turn before it.
+        self.advance();
         match &mut self.current {
             None => {}
             Some(Current::Steps(steps)) => steps.signal(libc::SIGINT),
@@ -220,7 +278,10 @@ impl Runner {
                 }
             }
             Event::Started => {
-                if let Some(Current::Query { begun, interrupted, .. }) = &mut self.current {
+                if let Some(Current::Query {
+                    begun, interrupted, ..
+                }) = &mut self.current
+                {
                     *begun = true;
                     if std::mem::take(interrupted) {
                         self.interrupt();
@@ -290,7 +351,11 @@ impl Runner {
         if let Some(interpreter) = &mut self.interpreter {
             interpreter.reaped(pid, code);
         }
-        if let Some(Current::Steps(Steps { command: Some(command), .. })) = &mut self.current {
+        if let Some(Current::Steps(Steps {
+            command: Some(command),
+            ..
+        })) = &mut self.current
+        {
             command.reaped(pid, code);
         }
     }
@@ -300,9 +365,20 @@ impl Runner {
         if self.settings.language.query != Query::Python {
             return;
         }
-        let Some(runtime) = self.settings.environ.find(self.settings.runtime.as_os_str(), &self.settings.folder) else { return };
+        let Some(runtime) = self
+            .settings
+            .environ
+            .find(self.settings.runtime.as_os_str(), &self.settings.folder)
+        else {
+            return;
+        };
         let generation = self.next_generation();
-        match Interpreter::start(&runtime, &self.settings.environ, &self.settings.folder, generation) {
+        match Interpreter::start(
+            &runtime,
+            &self.settings.environ,
+            &self.settings.folder,
+            generation,
+        ) {
             Ok(mut interpreter) => {
                 interpreter.pump(&self.epoll);
                 self.interpreter = Some(interpreter);
@@ -313,10 +389,19 @@ impl Runner {
 
     /// After the interpreter's death: its last words, the end of its run, and a fresh one.
     fn bury_interpreter(&mut self) {
-        let Some(code) = self.interpreter.as_ref().and_then(|interpreter| interpreter.exit) else { return };
+        let Some(code) = self
+            .interpreter
+            .as_ref()
+            .and_then(|interpreter| interpreter.exit)
+        else {
+            return;
+        };
         self.drain_frames();
         self.drain_interpreter_output();
-        let was_ready = self.interpreter.take().is_some_and(|interpreter| interpreter.ready);
+        let was_ready = self
+            .interpreter
+            .take()
+            .is_some_and(|interpreter| interpreter.ready);
         if matches!(self.current, Some(Current::Query { .. })) {
             let (reason, code) = if was_ready {
                 ("the interpreter has ended and its variables are lost", code)

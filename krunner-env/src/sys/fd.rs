@@ -25,7 +25,8 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers, the descriptor is open.
     let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
     // SAFETY: as above.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(|_| ())
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })
+        .map(|_| ())
 }
 
 /// Reads once; `Ok(None)` if there is nothing now, `Ok(Some(0))` at the end.
@@ -65,10 +66,16 @@ fn settled(count: libc::ssize_t) -> Option<io::Result<Option<usize>>> {
 
 /// Whether a write of up to 4096 bytes (`PIPE_BUF`) would not wait, whatever the open file's own mode is.
 pub(crate) fn takes_a_page(fd: BorrowedFd<'_>) -> bool {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
     // SAFETY: one valid pollfd.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready == 1 && poll.revents & libc::POLLOUT != 0 && poll.revents & (libc::POLLERR | libc::POLLHUP) == 0
+    ready == 1
+        && poll.revents & libc::POLLOUT != 0
+        && poll.revents & (libc::POLLERR | libc::POLLHUP) == 0
 }
 
 /// A descriptor from which only the end of file can be read: `/dev/null`, or in a root without devices a closed pipe.

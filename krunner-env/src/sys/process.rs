@@ -33,19 +33,34 @@ pub(crate) struct Program<'a> {
 /// Linux has no room for another process, or an argument contains a zero byte.
 pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Pid> {
     let file = text(program.file.as_os_str())?;
-    let argv = program.argv.iter().map(|arg| text(arg)).collect::<io::Result<Vec<_>>>()?;
-    let environment = program.environment.iter().map(|pair| text(pair)).collect::<io::Result<Vec<_>>>()?;
+    let argv = program
+        .argv
+        .iter()
+        .map(|arg| text(arg))
+        .collect::<io::Result<Vec<_>>>()?;
+    let environment = program
+        .environment
+        .iter()
+        .map(|pair| text(pair))
+        .collect::<io::Result<Vec<_>>>()?;
     let folder = text(program.folder.as_os_str())?;
     let complaint = format!("krunner: cannot execute {}\n", program.file.display());
     let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
-        list.iter().map(|item| item.as_ptr()).chain([std::ptr::null()]).collect()
+        list.iter()
+            .map(|item| item.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
     };
     let child = Child {
         file: &file,
         argv: pointers(&argv),
         environment: pointers(&environment),
         folder: &folder,
-        fds: program.fds.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect(),
+        fds: program
+            .fds
+            .iter()
+            .map(|(fd, number)| (fd.as_raw_fd(), *number))
+            .collect(),
         moved: vec![-1; program.fds.len()],
         complaint: complaint.as_bytes(),
         parent: std::process::id(),
@@ -92,9 +107,17 @@ impl Child<'_> {
             }
             // Ignored by Rust's start-up code; programs expect the default.
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const self.no_signals, std::ptr::null_mut());
+            libc::sigprocmask(
+                libc::SIG_SETMASK,
+                &raw const self.no_signals,
+                std::ptr::null_mut(),
+            );
             libc::chdir(self.folder.as_ptr());
-            libc::execve(self.file.as_ptr(), self.argv.as_ptr(), self.environment.as_ptr());
+            libc::execve(
+                self.file.as_ptr(),
+                self.argv.as_ptr(),
+                self.environment.as_ptr(),
+            );
             libc::write(2, self.complaint.as_ptr().cast(), self.complaint.len());
             libc::_exit(127)
         }
@@ -102,7 +125,8 @@ impl Child<'_> {
 }
 
 fn text(value: &OsStr) -> io::Result<CString> {
-    CString::new(value.as_bytes()).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a zero byte in a command"))
+    CString::new(value.as_bytes())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a zero byte in a command"))
 }
 
 /// Reaps one child that has ended, ours or a stranger's: its pid, and its exit code or minus the signal's number.
@@ -113,15 +137,26 @@ pub(crate) fn reap() -> Option<(Pid, i32)> {
     if pid <= 0 {
         return None;
     }
-    let code = if libc::WIFSIGNALED(status) { -libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    let code = if libc::WIFSIGNALED(status) {
+        -libc::WTERMSIG(status)
+    } else {
+        libc::WEXITSTATUS(status)
+    };
     Some((pid, code))
 }
 
-/// Sends a signal to the process group of a child. A group that is gone is no error.
-pub(crate) fn signal_group(leader: Pid, signal: libc::c_int) {
-    if leader > 1 {
+/// Sends a signal to the process group of a child. A group that is gone is no error. `reaped`: the child is, the rest
+/// of its group perhaps not.
+pub(crate) fn signal_group(leader: Pid, signal: libc::c_int, reaped: bool) {
+    if leader <= 1 {
+        return;
+    }
+    // SAFETY: no pointers.
+    let missed = unsafe { libc::kill(-leader, signal) } != 0;
+    if missed && !reaped {
+        // A child that has not come to its setsid yet; until it is reaped the number is its own.
         // SAFETY: no pointers.
-        unsafe { libc::kill(-leader, signal) };
+        unsafe { libc::kill(leader, signal) };
     }
 }
 

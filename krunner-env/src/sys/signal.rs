@@ -22,7 +22,9 @@ impl Signals {
         // SAFETY: `set` is valid; the old mask is not asked for.
         check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) })?;
         // SAFETY: `set` is valid; -1 asks for a new descriptor.
-        let fd = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
+        let fd = check(unsafe {
+            libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+        })?;
         // SAFETY: the descriptor is new and ours alone.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }

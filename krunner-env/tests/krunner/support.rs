@@ -1,7 +1,9 @@
 //! A kernel for tests: the real binary in temporary folders and on free ports, and the agent's two sockets to it.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,7 +32,11 @@ impl<R: Role> End<R> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("krunner listens");
         stream.set_nodelay(true).expect("a TCP socket");
         let peer = socket.open(Instant::now());
-        Self { socket, stream, peer }
+        Self {
+            socket,
+            stream,
+            peer,
+        }
     }
 
     fn write(&mut self) {
@@ -47,12 +53,17 @@ impl<R: Role> End<R> {
     /// Reads once; false: nothing came in time.
     fn read(&mut self, patience: Duration) -> bool {
         let mut buffer = vec![0; 256 << 10];
-        self.stream.set_read_timeout(Some(patience)).expect("a TCP socket");
+        self.stream
+            .set_read_timeout(Some(patience))
+            .expect("a TCP socket");
         match self.stream.read(&mut buffer) {
             Ok(count) => {
                 assert!(count > 0, "krunner closed the connection");
                 self.socket.receive(self.peer, &buffer[..count]);
-                assert!(self.socket.next_closed().is_none(), "krunner broke the protocol");
+                assert!(
+                    self.socket.next_closed().is_none(),
+                    "krunner broke the protocol"
+                );
                 self.write();
                 true
             }
@@ -82,7 +93,10 @@ impl Agent {
     /// Sends raw frames.
     pub fn send_frames(&mut self, frames: &[&[u8]]) {
         let message: Message = frames.iter().map(|frame| frame.to_vec()).collect();
-        self.ops.socket.try_push(message).expect("tests send little");
+        self.ops
+            .socket
+            .try_push(message)
+            .expect("tests send little");
         self.ops.write();
         while !self.ops.socket.is_drained() {
             assert!(self.ops.read(PATIENCE), "no handshake");
@@ -104,8 +118,13 @@ impl Agent {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(message) = self.records.socket.try_recv() {
-                let [kind, body] = message.frames() else { panic!("a record of {} frames", message.frames().len()) };
-                return Some((String::from_utf8(kind.to_vec()).expect("a name"), body.to_vec()));
+                let [kind, body] = message.frames() else {
+                    panic!("a record of {} frames", message.frames().len())
+                };
+                return Some((
+                    String::from_utf8(kind.to_vec()).expect("a name"),
+                    body.to_vec(),
+                ));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || !self.records.read(left) {
@@ -129,6 +148,17 @@ impl Agent {
                 _ => run.others.push((kind, body)),
             }
         }
+    }
+
+    /// Receives output until it is this, in one record or several.
+    pub fn expect_stdout(&mut self, expected: &str) {
+        let mut output = Vec::new();
+        while output.len() < expected.len() {
+            let (kind, body) = self.recv();
+            assert_eq!(kind, "stdout", "{}", String::from_utf8_lossy(&body));
+            output.extend(body);
+        }
+        assert_eq!(String::from_utf8_lossy(&output), expected);
     }
 
     /// Runs a query to its end.
@@ -189,6 +219,9 @@ pub struct Kernel {
 #[derive(Debug)]
 pub struct Builder {
     dir: TempDir,
+    program: PathBuf,
+    rooted: bool,
+    init: bool,
     before: Vec<String>,
     after: Vec<String>,
     environ: Vec<(String, String)>,
@@ -202,14 +235,55 @@ impl Builder {
         for name in ["config", "work", "tmp"] {
             std::fs::create_dir(dir.path().join(name)).expect("a folder");
         }
-        let after = std::iter::once(runtime_type).chain(runtime_path).map(str::to_owned).collect();
-        Self { dir, before: Vec::new(), after, environ: Vec::new(), log: Stdio::null() }
+        let after = std::iter::once(runtime_type)
+            .chain(runtime_path)
+            .map(str::to_owned)
+            .collect();
+        Self {
+            dir,
+            program: binary().to_owned(),
+            rooted: false,
+            init: false,
+            before: Vec::new(),
+            after,
+            environ: Vec::new(),
+            log: Stdio::null(),
+        }
     }
 
     /// Runs the binary by these words.
     pub fn wrapped(mut self, words: &[&str]) -> Self {
         self.before = words.iter().map(|word| (*word).to_owned()).collect();
         self
+    }
+
+    /// Another binary than cargo's.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
+    }
+
+    /// Starts by `krunner init`.
+    pub fn init(mut self) -> Self {
+        self.init = true;
+        self
+    }
+
+    /// Makes the kernel's folder the root of the runner, with nothing else in it.
+    pub fn rooted(mut self) -> Self {
+        self.rooted = true;
+        self
+    }
+
+    /// A path in the kernel's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Lets other users in.
+    pub fn open_to_others(&self) {
+        std::fs::set_permissions(self.dir.path(), std::fs::Permissions::from_mode(0o755))
+            .expect("our folder");
     }
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
@@ -232,25 +306,75 @@ impl Builder {
     }
 
     pub fn start(self) -> Kernel {
-        let path = |name: &str| self.dir.path().join(name);
-        let mut words: Vec<std::ffi::OsString> = self.before.iter().map(Into::into).collect();
-        words.push(binary().into());
-        for (option, value) in [
-            ("--config-dir", path("config")),
-            ("--work-dir", path("work")),
-            ("--input-socket", path("tmp/input.sock")),
-            ("--ports-file", path("tmp/ports")),
-        ] {
-            words.extend([option.into(), value.into_os_string()]);
+        let mut words: Vec<OsString> = self.before.iter().map(Into::into).collect();
+        let root = if self.rooted {
+            self.furnish_root(&mut words)
+        } else {
+            self.dir.path().to_owned()
+        };
+        if !self.rooted {
+            words.push(self.program.clone().into());
         }
-        words.extend(["--bind", "127.0.0.1", "--replin", "0", "--replout", "0", "--input-port", "0"].map(Into::into));
+        words.extend(self.init.then(|| "init".into()));
+        for (option, name) in [
+            ("--config-dir", "config"),
+            ("--work-dir", "work"),
+            ("--input-socket", "tmp/input.sock"),
+            ("--ports-file", "tmp/ports"),
+        ] {
+            words.extend([option.into(), root.join(name).into_os_string()]);
+        }
+        words.extend(
+            [
+                "--bind",
+                "127.0.0.1",
+                "--replin",
+                "0",
+                "--replout",
+                "0",
+                "--input-port",
+                "0",
+            ]
+            .map(Into::into),
+        );
         words.extend(self.after.iter().map(Into::into));
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env_remove("PYTHONPATH").env("TMPDIR", path("tmp")).env("MPLCONFIGDIR", path("tmp"));
-        command.envs(self.environ).stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log);
+        command
+            .args(&words[1..])
+            .env_remove("PYTHONPATH")
+            .env("TMPDIR", root.join("tmp"));
+        command
+            .env("MPLCONFIGDIR", root.join("tmp"))
+            .envs(self.environ.iter().map(|(name, value)| (name, value)));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(self.log);
         let mut child = command.spawn().expect("the binary starts");
-        let ports = wait_for_ports(&mut child, &path("tmp/ports"));
-        Kernel { child, dir: self.dir, ports }
+        let ports = wait_for_ports(&mut child, &self.dir.path().join("tmp/ports"));
+        Kernel {
+            child,
+            dir: self.dir,
+            ports,
+        }
+    }
+
+    /// The runner, the folders that it writes to, and the words that start it there.
+    fn furnish_root(&self, words: &mut Vec<OsString>) -> PathBuf {
+        for folder in ["opt/backend.ai/bin", "etc"] {
+            std::fs::create_dir_all(self.path(folder)).expect("a folder");
+        }
+        std::fs::copy(&self.program, self.path("opt/backend.ai/bin/krunner")).expect("a copy");
+        std::fs::write(self.path("opt/backend.ai/agent.sock"), "").expect("a file");
+        std::fs::set_permissions(self.path("tmp"), std::fs::Permissions::from_mode(0o1777))
+            .expect("our folder");
+        self.open_to_others();
+        words.extend([
+            "chroot".into(),
+            self.dir.path().into(),
+            "/opt/backend.ai/bin/krunner".into(),
+        ]);
+        PathBuf::from("/")
     }
 }
 
@@ -259,11 +383,22 @@ fn wait_for_ports(child: &mut Child, path: &Path) -> Ports {
     loop {
         if let Ok(text) = std::fs::read(path) {
             let ports: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-            let port = |name: &str| u16::try_from(ports[name].as_u64().expect("a port")).expect("a port");
-            return Ports { replin: port("replin"), replout: port("replout"), input: port("input") };
+            let port =
+                |name: &str| u16::try_from(ports[name].as_u64().expect("a port")).expect("a port");
+            return Ports {
+                replin: port("replin"),
+                replout: port("replout"),
+                input: port("input"),
+            };
         }
-        assert!(child.try_wait().expect("a child").is_none(), "krunner ended at once");
-        assert!(Instant::now() < deadline, "krunner does not write its ports");
+        assert!(
+            child.try_wait().expect("a child").is_none(),
+            "krunner ended at once"
+        );
+        assert!(
+            Instant::now() < deadline,
+            "krunner does not write its ports"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -294,7 +429,12 @@ impl Drop for Kernel {
         if let Ok(None) = self.child.try_wait() {
             // TERM first: behind `unshare` or the like only krunner itself knows its children.
             // SAFETY: no pointers; the child has not been waited for, so the pid is its own.
-            unsafe { libc::kill(i32::try_from(self.child.id()).expect("a pid"), libc::SIGTERM) };
+            unsafe {
+                libc::kill(
+                    i32::try_from(self.child.id()).expect("a pid"),
+                    libc::SIGTERM,
+                )
+            };
             let deadline = Instant::now() + Duration::from_secs(3);
             while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
                 std::thread::sleep(Duration::from_millis(2));
@@ -307,7 +447,9 @@ impl Drop for Kernel {
 
 /// A plain Python kernel on the system's Python.
 pub fn plain_python() -> Kernel {
-    Builder::new("python", Some("/usr/bin/python3")).env("BACKENDAI_PYTHON_LEVEL", "plain").start()
+    Builder::new("python", Some("/usr/bin/python3"))
+        .env("BACKENDAI_PYTHON_LEVEL", "plain")
+        .start()
 }
 
 /// A kernel without queries.
