@@ -61,8 +61,7 @@ fn an_interrupt_ends_a_batch_command_and_its_children() {
     let mut agent = kernel.agent();
     agent.send("exec", "echo begun; sleep 1000; echo never");
     agent.expect_stdout("begun\n");
-    agent.send("interrupt", "");
-    let run = agent.recv_until("finished");
+    let run = agent.interrupt_command();
     assert_eq!((run.out(), run.code()), ("", -2));
 }
 

@@ -148,8 +148,7 @@ fn programs_that_ask_together_are_answered_in_turn_over_both_sockets() {
     agent.send("input", "two");
     unix.read_to_string(&mut second).expect("text");
     assert_eq!((first.as_str(), second.as_str()), ("one", "two"));
-    agent.send("interrupt", "");
-    assert_eq!(agent.recv_until("finished").code(), -2);
+    assert_eq!(agent.interrupt_command().code(), -2);
 }
 
 #[test]
@@ -168,8 +167,7 @@ fn a_program_that_stops_asking_leaves_the_line_to_the_next() {
     let mut answer = String::new();
     stays.read_to_string(&mut answer).expect("text");
     assert_eq!(answer, "line");
-    agent.send("interrupt", "");
-    agent.recv_until("finished");
+    agent.interrupt_command();
 }
 
 #[test]

@@ -73,7 +73,6 @@ fn only_the_current_run_is_interrupted() {
     agent.send("exec", "echo begun; sleep 1000");
     agent.send("exec", "echo next");
     agent.expect_stdout("begun\n");
-    agent.send("interrupt", "");
-    assert_eq!(agent.recv_until("finished").code(), -2);
+    assert_eq!(agent.interrupt_command().code(), -2);
     assert_eq!(agent.recv_until("finished").out(), "next\n");
 }

@@ -32,8 +32,7 @@ fn status_is_answered_while_a_command_and_a_query_run() {
         }
         agent.send("status", "");
         assert_eq!(agent.recv().0, "status");
-        agent.send("interrupt", "");
-        assert_ne!(agent.recv_until("finished").code(), 0);
+        assert_ne!(agent.interrupt_command().code(), 0);
     }
 }
 
@@ -111,8 +110,7 @@ fn more_ops_than_can_wait_are_refused_each_with_its_end_record() {
     }
     let refused = agent.recv_until("finished");
     assert_eq!(refused.code(), -1);
-    agent.send("interrupt", "");
-    assert_eq!(agent.recv_until("finished").code(), -2);
+    assert_eq!(agent.interrupt_command().code(), -2);
     for _ in 0..4096 {
         assert_eq!(agent.recv_until("finished").code(), 0);
     }

@@ -161,6 +161,26 @@ impl Agent {
         assert_eq!(String::from_utf8_lossy(&output), expected);
     }
 
+    /// Interrupts a shell command until it ends. Once is not always enough: while dash starts a program, a signal
+    /// can meet it between its fork and its exec, and is lost there.
+    pub fn interrupt_command(&mut self) -> Run {
+        let mut run = Run::default();
+        loop {
+            self.send("interrupt", "");
+            while let Some((kind, body)) = self.recv_within(Duration::from_millis(500)) {
+                match kind.as_str() {
+                    "finished" => {
+                        run.end = String::from_utf8(body).expect("ends are text");
+                        return run;
+                    }
+                    "stdout" => run.stdout.extend(body),
+                    "stderr" => run.stderr.extend(body),
+                    _ => run.others.push((kind, body)),
+                }
+            }
+        }
+    }
+
     /// Runs a query to its end.
     pub fn query(&mut self, code: &str) -> Run {
         self.send("code", code);
