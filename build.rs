@@ -4,13 +4,15 @@
 
 #[path = "krunner-env/layer.rs"]
 mod layer;
+#[path = "krunner-env/static_build.rs"]
+mod static_build;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
 fn main() {
+<<<<<<< HEAD
     for path in [
         "build.rs",
         "Cargo.toml",
@@ -18,10 +20,20 @@ fn main() {
         "krunner-env/Cargo.toml",
         "krunner-env/src",
     ] {
+=======
+    for path in ["build.rs", "Cargo.toml"] {
+>>>>>>> krunner
         println!("cargo::rerun-if-changed={path}");
     }
-    for path in ["krunner-env/zmtp/Cargo.toml", "krunner-env/zmtp/src"] {
-        println!("cargo::rerun-if-changed={path}");
+    for path in [
+        "layer.rs",
+        "static_build.rs",
+        "Cargo.toml",
+        "src",
+        "zmtp/Cargo.toml",
+        "zmtp/src",
+    ] {
+        println!("cargo::rerun-if-changed=krunner-env/{path}");
     }
     println!("cargo::rerun-if-env-changed=BACKENDAI_KRUNNER_LAYER");
     let out = PathBuf::from(variable("OUT_DIR"));
@@ -48,11 +60,11 @@ fn digest(data: &[u8]) -> String {
         })
 }
 
-/// A cargo of its own builds krunner for this machine's target, with the C library linked in. It keeps its results beside the
-/// outer build's, so that they are shared by all profiles, and nothing of the outer build's settings reaches it.
+/// Keeps its results beside the outer build's, so that they are shared by all profiles.
 fn build_krunner(out: &Path) -> PathBuf {
-    let target = variable("TARGET");
+    let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let folder = shared_target(out).join("krunner-layer");
+<<<<<<< HEAD
     let mut cargo = Command::new(variable("CARGO"));
     for (name, _) in
         std::env::vars_os().filter(|(name, _)| is_of_the_outer_build(&name.to_string_lossy()))
@@ -112,6 +124,12 @@ fn is_of_the_outer_build(name: &str) -> bool {
         "DEP_",
     ];
     cargo || rust || script.iter().any(|prefix| name.starts_with(prefix)) || name == "MAKEFLAGS"
+=======
+    static_build::build_static(&variable("CARGO"), &workspace, &variable("TARGET"), &folder)
+        .unwrap_or_else(|error| {
+            panic!("{error}, or a layer built elsewhere in BACKENDAI_KRUNNER_LAYER")
+        })
+>>>>>>> krunner
 }
 
 /// The outer build's target folder, or the script's own if it is not to be found.

@@ -522,6 +522,8 @@ def ipython_session(channel):
 
     config = Config()
     config.HistoryManager.enabled = False
+    # With jedi the lists that complete() gives are empty.
+    config.Completer.use_jedi = False
     backend = inline_backend()
     if backend:
         os.environ['MPLBACKEND'] = backend

@@ -3,4 +3,12 @@
 mod support;
 
 mod batch;
+mod flood;
+mod input;
+mod interrupt;
+mod ipython;
+mod languages;
+mod op;
+mod peer;
 mod python;
+mod root;
