@@ -9,7 +9,7 @@ use backendai_agent::agent::AgentError;
 use backendai_agent::agent::request::{
     ConsoleItem, Created, Reply, Request, RunResult, RunStatus, ServicePort,
 };
-use backendai_agent::manager::router::Router;
+use backendai_agent::manager::router::{Limits, Router};
 use backendai_agent::manager::v1903::server::{LIMITS, Server};
 use bytes::Bytes;
 use rmpv::Value;
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend};
 
-use crate::stub::{PATIENCE, StubNode, kernel};
+use crate::stub::{PATIENCE, StubNode, eventually, kernel};
 
 /// The header of the recorded requests, without the request id.
 const HEADER: &[u8; 16] = b"\x60\x4d\x91\x72\x01\0\0\0\x38\xac\xe7\x34\x30\xc1\xda\x41";
@@ -494,4 +494,51 @@ async fn stopping_drops_running_calls_without_an_answer() {
     ended.expect("the server ends").unwrap();
     let nothing = tokio::time::timeout(Duration::from_millis(200), client.socket.recv()).await;
     assert!(!matches!(nothing, Ok(Ok(_))), "{nothing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_reads_no_answers_is_cut() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let limits = Limits {
+        unsent: 1 << 20,
+        ..LIMITS
+    };
+    let mut router = Router::tcp(listener, limits);
+    let mut peer = raw_dealer(&address);
+    peer.write_all(b"\x00\x05hello").unwrap();
+    let received = tokio::time::timeout(PATIENCE, router.recv()).await.unwrap();
+    let incoming = received.unwrap();
+    assert_eq!(incoming.frames, [&b"hello"[..]]);
+    let answer = Bytes::from(vec![0; 64 << 10]);
+    let cut = async {
+        while incoming.sender.send(vec![answer.clone()]) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, cut)
+        .await
+        .expect("it is cut");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_are_closed_and_leave_room_when_they_go() {
+    use std::io::Read;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let limits = Limits { peers: 1, ..LIMITS };
+    let mut router = Router::tcp(listener, limits);
+    let first = raw_dealer(&address);
+    let mut second = std::net::TcpStream::connect(&address).unwrap();
+    second.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(second.read(&mut [0; 1]).unwrap(), 0, "closed at once");
+    drop(first);
+    eventually("a free place", async || {
+        let mut stream = std::net::TcpStream::connect(&address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        (stream.read(&mut [0; 1]).ok()? == 1).then_some(())
+    })
+    .await;
+    let nothing = tokio::time::timeout(Duration::from_millis(1), router.recv()).await;
+    assert!(nothing.is_err());
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use backendai_agent::agent::event::{Event, EventSender};
 use backendai_agent::agent::request::Reply;
 use backendai_agent::cli::CommonOptions;
+use backendai_agent::cli::daemon::{self, Place, Stop};
 use backendai_agent::cli::serve::ServeArgs;
 use backendai_agent::config::Config;
 use backendai_agent::manager::identity::Sources;
-use backendai_agent::manager::v1903::daemon::{self, Place, Stop};
+
 use backendai_agent::manager::{Node, NodeStats};
 use backendai_agent::stats::KernelStats;
 use tempfile::TempDir;
@@ -547,5 +548,68 @@ async fn metrics_and_health_are_served() {
         metrics.contains("\nbackendai_agent_kernels 0\n"),
         "{metrics}"
     );
+    daemon.stop(Stop::Interrupt).await;
+}
+
+#[tokio::test]
+async fn a_second_signal_forces_the_end() {
+    let world = World::new(None).await;
+    world.announce_manager().await;
+    let manager = world.manager().await;
+    let daemon = world.start();
+    *daemon.node.hang_at_shutdown.lock().unwrap() = true;
+    manager.names_until("instance_started").await;
+    daemon.stops.send(Stop::Terminate).await.unwrap();
+    let agents = "/sorna/test/nodes/agents/";
+    eventually("the keys' end", async || {
+        world.etcd.under(agents).await.is_empty().then_some(())
+    })
+    .await;
+    daemon.stops.send(Stop::Terminate).await.unwrap();
+    let error = daemon.ended().await.unwrap_err().to_string();
+    assert!(error.contains("second signal"), "{error}");
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_built_ends_the_start_and_leaves_no_keys() {
+    let world = World::new(None).await;
+    world.announce_manager().await;
+    let build = async |_: Config, _: Place, _: EventSender| anyhow::bail!("no engine here");
+    let (_stops, receiver) = mpsc::channel(1);
+    let sources = Sources {
+        root: world.folder.path().to_owned(),
+        metadata: "127.0.0.1:1".to_owned(),
+        host_name: "node1".to_owned(),
+    };
+    let error = daemon::run(world.config(), sources, build, receiver).await;
+    assert_eq!(error.unwrap_err().to_string(), "no engine here");
+    assert_eq!(world.etcd.under("/sorna/test/nodes/agents/").await, []);
+}
+
+#[tokio::test]
+async fn etcd_with_users_wants_the_right_password() {
+    let world = World::new(None).await;
+    world.announce_manager().await;
+    let mut client = world.etcd.client.clone();
+    client.user_add("root", "secret", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.auth_enable().await.unwrap();
+    let mut config = world.config();
+    let refused = world.start_with(config.clone()).ended().await.unwrap_err();
+    assert!(
+        refused.to_string().contains(&world.etcd.address),
+        "{refused}"
+    );
+    config.front.etcd.user = Some("root".to_owned());
+    config.front.etcd.password = Some("wrong".to_owned());
+    let refused = world.start_with(config.clone()).ended().await.unwrap_err();
+    assert!(
+        refused.to_string().contains(&world.etcd.address),
+        "{refused}"
+    );
+    config.front.etcd.password = Some("secret".to_owned());
+    let manager = world.manager().await;
+    let daemon = world.start_with(config);
+    manager.names_until("instance_started").await;
     daemon.stop(Stop::Interrupt).await;
 }

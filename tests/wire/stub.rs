@@ -20,6 +20,7 @@ pub struct StubNode {
     pub stats: Mutex<NodeStats>,
     pub shutdowns: Mutex<Vec<bool>>,
     pub at_shutdown: Mutex<Option<(EventSender, Event)>>,
+    pub hang_at_shutdown: Mutex<bool>,
     /// What `slow` calls wait for.
     pub gate: tokio::sync::Semaphore,
 }
@@ -40,6 +41,7 @@ impl StubNode {
             stats: Mutex::default(),
             shutdowns: Mutex::default(),
             at_shutdown: Mutex::default(),
+            hang_at_shutdown: Mutex::default(),
             gate: tokio::sync::Semaphore::new(0),
         }
     }
@@ -68,6 +70,9 @@ impl Node for StubNode {
     }
 
     async fn shutdown(&self, destroy: bool) {
+        if *self.hang_at_shutdown.lock().unwrap() {
+            std::future::pending::<()>().await;
+        }
         self.shutdowns.lock().unwrap().push(destroy);
         if let Some((events, event)) = self.at_shutdown.lock().unwrap().take() {
             events.send(event).unwrap();
