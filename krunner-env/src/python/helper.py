@@ -1,0 +1,587 @@
+"""The query-mode interpreter of krunner: runs inside the image's own Python and needs its standard library only.
+
+Works under CPython 2.7 and 3.5 upwards. Frames on two pipes, each a length (4 bytes, big endian) that counts the rest,
+one letter, and the body; from krunner: C code, I input, K complete (the line up to the cursor);
+to krunner: R ready, s user code starts, o stdout, e stderr, w waiting for input ("1": a password), m media (mime, NUL, data),
+h html, c completion (lines), f finished (exit code).
+Level "plain" is all here. Level "ipython" is an InteractiveShell in this process, when the image has IPython.
+"""
+import errno
+import fcntl
+import os
+import re
+import select
+import signal
+import struct
+import sys
+import threading
+
+PY2 = sys.version_info[0] == 2
+if PY2:
+    import __builtin__ as builtins
+    text_type = unicode  # noqa: F821
+else:
+    import builtins
+    text_type = str
+
+CHUNK = 64 << 10
+MAIN_PID = os.getpid()
+MAIN_THREAD = threading.current_thread()
+CODE_NAME = '<input-%d>'
+
+
+def move_fd(fd):
+    """Away from the numbers that user code closes or reuses, and closed in every program it starts."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD, 900)
+    fcntl.fcntl(moved, fcntl.F_SETFD, fcntl.fcntl(moved, fcntl.F_GETFD) | fcntl.FD_CLOEXEC)
+    os.close(fd)
+    return moved
+
+
+class Interrupts(object):
+    """SIGINT raises KeyboardInterrupt only in user code, and never between two halves of a frame."""
+
+    def __init__(self):
+        self.running = False
+        self.held = 0
+        self.pending = False
+        signal.signal(signal.SIGINT, self.handle)
+
+    def handle(self, _number, _frame):
+        if os.getpid() == MAIN_PID:
+            if not self.running:
+                return
+            if self.held:
+                self.pending = True
+                return
+        raise KeyboardInterrupt
+
+    def release(self):
+        self.held -= 1
+        if self.pending and not self.held:
+            self.pending = False
+            if self.running:
+                raise KeyboardInterrupt
+
+
+class Channel(object):
+    """The two pipes."""
+
+    def __init__(self, interrupts):
+        try:
+            self.control, self.records = move_fd(3), move_fd(4)
+        except (OSError, IOError):
+            self.control, self.records = 3, 4
+        flags = fcntl.fcntl(self.records, fcntl.F_GETFL)
+        fcntl.fcntl(self.records, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+        self.interrupts = interrupts
+        self.lock = threading.RLock()
+        self.unsent = b''
+        self.received = b''
+
+    def send(self, kind, body):
+        """Writes one frame. An interrupt while the pipe is full leaves the rest for the next call, so that no frame is cut."""
+        with self.lock:
+            self.flush()
+            self.unsent = memoryview(struct.pack('>I', len(body) + 1) + kind + body)
+            self.flush()
+
+    def flush(self):
+        main = threading.current_thread() is MAIN_THREAD
+        while self.unsent:
+            full = False
+            if main:
+                self.interrupts.held += 1
+            try:
+                try:
+                    self.unsent = self.unsent[os.write(self.records, self.unsent):]
+                except (OSError, IOError) as error:
+                    if error.errno == errno.EPIPE:
+                        os._exit(0)
+                    if error.errno not in (errno.EAGAIN, errno.EINTR):
+                        raise
+                    full = True
+            finally:
+                if main:
+                    self.interrupts.release()
+            if full:
+                try:
+                    select.select([], [self.records], [])
+                except (OSError, IOError, select.error):
+                    pass
+
+    def receive(self):
+        """The next frame: letter and body. What an interrupt cuts off is kept for the next call."""
+        while True:
+            if len(self.received) >= 4:
+                size = struct.unpack('>I', self.received[:4])[0]
+                if len(self.received) >= 4 + size:
+                    frame = self.received[4:4 + size]
+                    self.received = self.received[4 + size:]
+                    return frame[:1], frame[1:]
+            try:
+                data = os.read(self.control, CHUNK)
+            except (OSError, IOError) as error:
+                if error.errno == errno.EINTR:
+                    continue
+                raise
+            if not data:
+                os._exit(0)
+            self.received += data
+
+
+def to_bytes(text):
+    if isinstance(text, text_type):
+        try:
+            return text.encode('utf-8')
+        except UnicodeError:
+            return text.encode('utf-8', 'backslashreplace')
+    return bytes(text)
+
+
+class OutputBuffer(object):
+    """sys.stdout.buffer and sys.stderr.buffer."""
+
+    def __init__(self, output):
+        self.output = output
+
+    def write(self, data):
+        data = bytes(data)
+        self.output.send(data)
+        return len(data)
+
+    def flush(self):
+        pass
+
+    def fileno(self):
+        return self.output.fileno()
+
+    def writable(self):
+        return True
+
+
+class Output(object):
+    """sys.stdout and sys.stderr: every write is a frame at once, in the order of both streams."""
+
+    encoding = 'utf-8'
+    errors = 'backslashreplace'
+    newlines = None
+    closed = False
+    line_buffering = True
+    softspace = 0
+    mode = 'w'
+
+    def __init__(self, channel, kind, fd):
+        self.channel, self.kind, self.fd = channel, kind, fd
+        self.name = '<stdout>' if fd == 1 else '<stderr>'
+        self.buffer = OutputBuffer(self)
+
+    def send(self, data):
+        if os.getpid() != MAIN_PID:
+            # A forked worker: its pipe of frames is ours, so it writes where all child processes do.
+            while data:
+                data = data[os.write(self.fd, data):]
+            return
+        for start in range(0, len(data), CHUNK):
+            self.channel.send(self.kind, data[start:start + CHUNK])
+
+    def write(self, text):
+        if not isinstance(text, text_type) and not (PY2 and isinstance(text, str)):
+            raise TypeError('write() argument must be str, not %s' % type(text).__name__)
+        self.send(to_bytes(text))
+        return len(text)
+
+    def writelines(self, lines):
+        for line in lines:
+            self.write(line)
+
+    def flush(self):
+        pass
+
+    def fileno(self):
+        return self.fd
+
+    def isatty(self):
+        return False
+
+    def readable(self):
+        return False
+
+    def writable(self):
+        return True
+
+    def seekable(self):
+        return False
+
+    def reconfigure(self, **_options):
+        pass
+
+
+class Input(object):
+    """sys.stdin: each line is asked from the session's user."""
+
+    encoding = 'utf-8'
+    errors = 'strict'
+    closed = False
+    name = '<stdin>'
+    mode = 'r'
+
+    def __init__(self, session):
+        self.session = session
+
+    def readline(self, _size=-1):
+        return self.session.ask('', False) + '\n'
+
+    def read(self, _size=-1):
+        return self.readline()
+
+    def readlines(self, _hint=-1):
+        return [self.readline()]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.readline()
+
+    next = __next__
+
+    def fileno(self):
+        return 0
+
+    def isatty(self):
+        return False
+
+    def readable(self):
+        return True
+
+    def writable(self):
+        return False
+
+    def flush(self):
+        pass
+
+
+def exit_code(error):
+    """The exit status that Python itself would give for a SystemExit."""
+    code = getattr(error, 'code', None)
+    if code is None:
+        return 0
+    return code if isinstance(code, int) else 1
+
+
+class Session(object):
+    """What both levels share: the channel, input, display, completion."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        self.interrupts = channel.interrupts
+        self.stdout = Output(self.channel, b'o', 1)
+        self.stderr = Output(self.channel, b'e', 2)
+        sys.stdout = sys.__stdout__ = self.stdout
+        sys.stderr = sys.__stderr__ = self.stderr
+        sys.stdin = Input(self)
+        import types
+        self.module = types.ModuleType('__main__')
+        self.module.__builtins__ = builtins
+        sys.modules['__main__'] = self.module
+        self.namespace = self.module.__dict__
+        self.patch_input()
+
+    def ask(self, prompt, is_password):
+        if prompt:
+            self.stdout.write(prompt if isinstance(prompt, (str, text_type)) else str(prompt))
+        self.channel.send(b'w', b'1' if is_password else b'0')
+        while True:
+            kind, body = self.channel.receive()
+            if kind == b'I':
+                return body if PY2 else body.decode('utf-8', 'replace')
+
+    def patch_input(self):
+        import getpass
+
+        def ask(prompt=''):
+            """Asks the session's user for a line."""
+            return self.ask(prompt, False)
+
+        def ask_password(prompt='Password: ', stream=None, **_options):
+            """Asks the session's user for a line that is not shown."""
+            return self.ask(prompt, True)
+
+        getpass.getpass = ask_password
+        if PY2:
+            builtins.raw_input = ask
+            builtins.input = lambda prompt='': eval(ask(prompt), self.namespace)
+        else:
+            builtins.input = ask
+
+    def display(self, bundle):
+        """Shows one value: without text/plain if there is something better, and that as the client knows it."""
+        for mime in [mime for mime in bundle if mime != 'text/plain'] + ['text/plain']:
+            data = bundle.get(mime)
+            if data is None:
+                continue
+            if mime == 'text/plain':
+                self.stdout.write(data)
+            elif mime == 'text/html':
+                self.channel.send(b'h', to_bytes(data))
+            elif mime in ('image/png', 'image/jpeg'):
+                import binascii
+                if not isinstance(data, text_type):
+                    data = binascii.b2a_base64(data).decode('ascii')
+                self.channel.send(b'm', to_bytes(mime + '\0data:' + mime + ';base64,' + data.rstrip('\n') + '\n'))
+            elif mime == 'image/svg+xml':
+                self.channel.send(b'm', to_bytes(mime) + b'\0' + to_bytes(data))
+            else:
+                continue
+            return
+
+    def guarded(self, run, code):
+        """Runs user code; an interrupt may come until the very end."""
+        try:
+            try:
+                self.interrupts.pending = False
+                self.interrupts.running = True
+                self.channel.send(b's', b'')
+                return run(code)
+            finally:
+                self.interrupts.running = False
+        except KeyboardInterrupt:
+            self.interrupts.running = False
+            self.stderr.write('KeyboardInterrupt\n')
+            return 1
+
+    def serve(self):
+        while True:
+            kind, body = self.channel.receive()
+            if kind == b'C':
+                code = self.guarded(self.run, body.decode('utf-8', 'replace'))
+                self.channel.send(b'f', str(code).encode('ascii'))
+            elif kind == b'K':
+                try:
+                    found = self.complete(body.decode('utf-8', 'replace'))
+                except Exception:
+                    found = []
+                self.channel.send(b'c', b'\n'.join(to_bytes(item) for item in found if '\n' not in item))
+
+
+class PlainSession(Session):
+    """Level (a): the standard library."""
+
+    def __init__(self, channel):
+        Session.__init__(self, channel)
+        self.count = 0
+        self.flags = 0
+
+    def compile(self, source, mode):
+        code = compile(source, CODE_NAME % self.count, mode, self.flags, True)
+        import __future__
+        for name in __future__.all_feature_names:
+            self.flags |= code.co_flags & getattr(__future__, name).compiler_flag
+        return code
+
+    def run(self, text):
+        import ast
+        import linecache
+        self.count += 1
+        name = CODE_NAME % self.count
+        lines = [line + '\n' for line in text.split('\n')]
+        linecache.cache[name] = (len(text), None, lines, name)
+        try:
+            # Python 2 takes an encoding line only in bytes.
+            source = text.encode('utf-8') if PY2 and re.match(r'[ \t\f]*#.*?coding[:=]', text) else text
+            tree = compile(source, name, 'exec', self.flags | ast.PyCF_ONLY_AST, True)
+            last = None
+            if tree.body and isinstance(tree.body[-1], ast.Expr):
+                last = tree.body.pop()
+            if tree.body:
+                exec(self.compile(tree, 'exec'), self.namespace)
+            if last is not None:
+                self.show(eval(self.compile(ast.Expression(last.value), 'eval'), self.namespace))
+            self.show_figures()
+            return 0
+        except SystemExit as error:
+            code = exit_code(error)
+            if code == 1 and not isinstance(error.code, int):
+                self.stderr.write('%s\n' % (error.code,))
+            return code
+        except BaseException:
+            self.show_error()
+            return 1
+
+    def show(self, value):
+        if value is None:
+            return
+        builtins._ = value
+        bundle = {}
+        if not isinstance(value, type):
+            for method, mime in (('_repr_html_', 'text/html'), ('_repr_svg_', 'image/svg+xml'),
+                                 ('_repr_png_', 'image/png'), ('_repr_jpeg_', 'image/jpeg')):
+                maker = getattr(value, method, None)
+                data = maker() if callable(maker) else None
+                if data is not None:
+                    bundle[mime] = data
+                    break
+        bundle['text/plain'] = repr(value)
+        self.display(bundle)
+
+    def show_figures(self):
+        pyplot = sys.modules.get('matplotlib.pyplot')
+        if pyplot is None or not pyplot.get_fignums():
+            return
+        import io
+        for number in pyplot.get_fignums():
+            image = io.BytesIO()
+            pyplot.figure(number).savefig(image, format='png')
+            self.display({'image/png': image.getvalue()})
+        pyplot.close('all')
+
+    def show_error(self):
+        import traceback
+        kind, error, trace = sys.exc_info()
+        # The frames above the user's own are ours.
+        first = trace
+        while first is not None and not first.tb_frame.f_code.co_filename.startswith('<input-'):
+            first = first.tb_next
+        lines = traceback.format_exception(kind, error, first)
+        self.stderr.write(''.join(line if isinstance(line, text_type) else line.decode('utf-8', 'replace')
+                                  for line in lines))
+
+    def complete(self, line):
+        try:
+            import jedi
+        except ImportError:
+            jedi = None
+        if jedi is not None:
+            prefix = re.search(r'[\w.]*$', line, re.UNICODE).group(0).rpartition('.')
+            found = jedi.Interpreter(line, [self.namespace]).complete()
+            return [prefix[0] + prefix[1] + item.name for item in found][:200]
+        import rlcompleter
+        prefix = re.search(r'[\w.]*$', line, re.UNICODE).group(0)
+        if not prefix:
+            return []
+        completer = rlcompleter.Completer(self.namespace)
+        found = []
+        while len(found) < 200:
+            item = completer.complete(prefix, len(found))
+            if item is None:
+                break
+            found.append(item)
+        return [item.strip() for item in found]
+
+
+def ipython_session(channel):
+    """Level (b): an InteractiveShell in this process. Raises what the image's IPython raises."""
+    from IPython.core.displayhook import DisplayHook
+    from IPython.core.displaypub import DisplayPublisher
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    session = Session(channel)
+
+    class Hook(DisplayHook):
+        """Values of expressions: no prompt, no newline."""
+
+        def start_displayhook(self):
+            pass
+
+        def write_output_prompt(self):
+            pass
+
+        def write_format_data(self, format_dict, md_dict=None):
+            session.display(format_dict)
+
+        def finish_displayhook(self):
+            pass
+
+    class Publisher(DisplayPublisher):
+        """display(), and the figures of matplotlib's inline backend."""
+
+        def publish(self, data, metadata=None, *_args, **_options):
+            # IPython 4 has the source before the data.
+            session.display(data if isinstance(data, dict) else metadata)
+
+        def clear_output(self, wait=False):
+            pass
+
+    class Shell(InteractiveShell):
+        displayhook_class = Hook
+        display_pub_class = Publisher
+
+        def init_io(self):
+            pass
+
+        def ask_exit(self):
+            raise SystemExit(0)
+
+        def _showtraceback(self, etype, evalue, stb):
+            session.stderr.write('\n'.join(stb if isinstance(stb, list) else [stb]))
+
+        def enable_gui(self, gui=None):
+            pass
+
+    config = Config()
+    config.HistoryManager.enabled = False
+    # With jedi the lists that complete() gives are empty.
+    config.Completer.use_jedi = False
+    backend = inline_backend()
+    if backend:
+        os.environ['MPLBACKEND'] = backend
+    shell = Shell.instance(config=config, user_module=session.module, user_ns=session.namespace)
+
+    def run(text):
+        try:
+            result = shell.run_cell(text, store_history=True)
+        except SystemExit as error:
+            return exit_code(error)
+        error = result.error_before_exec or result.error_in_exec
+        if error is None:
+            return 0
+        return exit_code(error) if isinstance(error, SystemExit) else 1
+
+    session.run = run
+    session.complete = lambda line: list(shell.complete(None, line, len(line))[1])[:200]
+    return session
+
+
+def importable(name):
+    """Whether the image has this module, without importing it."""
+    try:
+        from importlib.util import find_spec
+    except ImportError:
+        from pkgutil import find_loader as find_spec
+    try:
+        return find_spec(name) is not None
+    except Exception:
+        return False
+
+
+def inline_backend():
+    """The name of the matplotlib back-end that shows figures, if the image has it."""
+    if importable('matplotlib'):
+        for module in ('matplotlib_inline', 'ipykernel.pylab'):
+            if importable(module):
+                return 'module://%s.backend_inline' % module
+    return None
+
+
+def open_session(channel):
+    level = os.environ.get('BACKENDAI_PYTHON_LEVEL', '')
+    if level != 'plain' and importable('IPython'):
+        try:
+            return ipython_session(channel)
+        except Exception as error:
+            sys.stderr.write('krunner: IPython does not start (%s), going on without it\n' % (error,))
+    if importable('matplotlib'):
+        os.environ.setdefault('MPLBACKEND', 'Agg')
+    return PlainSession(channel)
+
+
+def main():
+    interrupts = Interrupts()
+    channel = Channel(interrupts)
+    channel.send(b'R', b'')
+    open_session(channel).serve()
+
+
+main()

@@ -1,0 +1,171 @@
+//! Children: started in a session of their own, reaped by pid, so that PID 1 may reap strangers in the same place.
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::check;
+
+/// A process id. Children of [`spawn`] lead a process group of the same number.
+pub(crate) type Pid = libc::pid_t;
+
+/// What to start.
+#[derive(Debug)]
+pub(crate) struct Program<'a> {
+    /// The file to execute, found already.
+    pub(crate) file: &'a Path,
+    /// The arguments, the name first.
+    pub(crate) argv: &'a [std::ffi::OsString],
+    /// The whole environment, `NAME=value`.
+    pub(crate) environment: &'a [std::ffi::OsString],
+    /// Where to start; if it is not there the child starts in the runner's own folder.
+    pub(crate) folder: &'a Path,
+    /// Descriptors and the numbers that the child gets them under; all others are closed on exec.
+    pub(crate) fds: &'a [(&'a OwnedFd, i32)],
+}
+
+/// Starts a child: own session and process group, killed when the runner dies, default signal actions, nothing blocked.
+/// If the file cannot be executed, the child says so on its descriptor 2 and ends with 127.
+///
+/// # Errors
+/// Linux has no room for another process, or an argument contains a zero byte.
+pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Pid> {
+    let file = text(program.file.as_os_str())?;
+    let argv = program
+        .argv
+        .iter()
+        .map(|arg| text(arg))
+        .collect::<io::Result<Vec<_>>>()?;
+    let environment = program
+        .environment
+        .iter()
+        .map(|pair| text(pair))
+        .collect::<io::Result<Vec<_>>>()?;
+    let folder = text(program.folder.as_os_str())?;
+    let complaint = format!("krunner: cannot execute {}\n", program.file.display());
+    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+        list.iter()
+            .map(|item| item.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
+    };
+    let child = Child {
+        file: &file,
+        argv: pointers(&argv),
+        environment: pointers(&environment),
+        folder: &folder,
+        fds: program
+            .fds
+            .iter()
+            .map(|(fd, number)| (fd.as_raw_fd(), *number))
+            .collect(),
+        moved: vec![-1; program.fds.len()],
+        complaint: complaint.as_bytes(),
+        parent: std::process::id(),
+        no_signals: super::signal::empty_set(),
+    };
+    // SAFETY: krunner has one thread, so the child may do anything that needs no other thread; it only makes system calls.
+    let pid = check(unsafe { libc::fork() })?;
+    if pid == 0 {
+        child.become_program();
+    }
+    Ok(pid)
+}
+
+/// All that the child needs, made before the fork: after it nothing is allocated.
+struct Child<'a> {
+    file: &'a CString,
+    argv: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+    folder: &'a CString,
+    fds: Vec<(i32, i32)>,
+    moved: Vec<i32>,
+    complaint: &'a [u8],
+    parent: u32,
+    no_signals: libc::sigset_t,
+}
+
+impl Child<'_> {
+    fn become_program(mut self) -> ! {
+        /// Above every number that a child's descriptor may be wanted under.
+        const SAFE: i32 = 16;
+        // SAFETY: only system calls with valid arguments, in a process with one thread; all pointers point to
+        // zero-terminated strings or null-terminated lists that live in `self` or in the caller's frame.
+        unsafe {
+            libc::setsid();
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid().unsigned_abs() != self.parent {
+                libc::_exit(127);
+            }
+            for ((fd, _), moved) in self.fds.iter().zip(&mut self.moved) {
+                *moved = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, SAFE);
+            }
+            for ((_, number), moved) in self.fds.iter().zip(&self.moved) {
+                libc::dup2(*moved, *number);
+            }
+            // Ignored by Rust's start-up code (SIGPIPE) or by who started us; programs expect the defaults.
+            for signal in 1..=libc::SIGRTMAX() {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            libc::sigprocmask(
+                libc::SIG_SETMASK,
+                &raw const self.no_signals,
+                std::ptr::null_mut(),
+            );
+            libc::chdir(self.folder.as_ptr());
+            libc::execve(
+                self.file.as_ptr(),
+                self.argv.as_ptr(),
+                self.environment.as_ptr(),
+            );
+            libc::write(2, self.complaint.as_ptr().cast(), self.complaint.len());
+            libc::_exit(127)
+        }
+    }
+}
+
+fn text(value: &OsStr) -> io::Result<CString> {
+    CString::new(value.as_bytes())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a zero byte in a command"))
+}
+
+/// Reaps one child that has ended, ours or a stranger's: its pid, and its exit code or minus the signal's number.
+pub(crate) fn reap() -> Option<(Pid, i32)> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid place.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    if pid <= 0 {
+        return None;
+    }
+    let code = if libc::WIFSIGNALED(status) {
+        -libc::WTERMSIG(status)
+    } else {
+        libc::WEXITSTATUS(status)
+    };
+    Some((pid, code))
+}
+
+/// Sends a signal to the process group of a child. A group that is gone is no error. `reaped`: the child is, the rest
+/// of its group perhaps not.
+pub(crate) fn signal_group(leader: Pid, signal: libc::c_int, reaped: bool) {
+    if leader <= 1 {
+        return;
+    }
+    // SAFETY: no pointers.
+    let missed = unsafe { libc::kill(-leader, signal) } != 0;
+    if missed && !reaped {
+        // A child that has not come to its setsid yet; until it is reaped the number is its own.
+        // SAFETY: no pointers.
+        unsafe { libc::kill(leader, signal) };
+    }
+}
+
+/// Makes orphans of our children ours to reap, as they are for PID 1 anyway.
+pub(crate) fn adopt_orphans() {
+    if std::process::id() != 1 {
+        // SAFETY: no pointers.
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+    }
+}

@@ -1,0 +1,14 @@
+//! krunner as the agent sees it: the real binary, driven over its sockets.
+
+mod support;
+
+mod batch;
+mod flood;
+mod input;
+mod interrupt;
+mod ipython;
+mod languages;
+mod op;
+mod peer;
+mod python;
+mod root;
