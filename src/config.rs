@@ -1,1 +1,498 @@
-//! To come.
+//! Options, environment and file become one frozen [`Config`], a struct of the components' own configs. Everything
+//! that is wrong is complained about at once. Precedence: option, environment, file, default.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use crate::cli::serve::ServeArgs;
+use crate::cli::{CommonArgs, CommonOptions, RuntimeKind};
+use crate::etcd::{EtcdConfig, join_host_port, split_host_port};
+
+/// Where the configuration file is looked for when none is named.
+const FILE: &str = "/etc/backendai-agent/agent.toml";
+
+/// The daemon's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Engine and folders.
+    pub common: CommonArgs,
+    /// How the manager is reached and how it reaches us.
+    pub front: FrontConfig,
+    /// What kernels are made with.
+    pub kernel: KernelOptions,
+    /// User whose id `kernel.uid` becomes; `None` is the agent's own.
+    pub kernel_user: Option<String>,
+    /// Where the log goes.
+    pub log: LogConfig,
+    /// File for our process id.
+    pub pid_file: Option<PathBuf>,
+    /// What SIGTERM does with kernels.
+    pub on_sigterm: OnSigterm,
+    /// Address of the HTTP server for metrics and health; `None` is off.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// How the manager is reached and how it reaches us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontConfig {
+    /// Where etcd is.
+    pub etcd: EtcdConfig,
+    /// Address reported to the manager; `None` is to be found out.
+    pub agent_host: Option<String>,
+    /// TCP port of the RPC server.
+    pub agent_port: u16,
+    /// Region reported to the manager; `None` is the cloud's or `local`.
+    pub region: Option<String>,
+    /// Socket that programs inside kernels ask.
+    pub helper_socket: PathBuf,
+}
+
+/// What kernels are made with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelOptions {
+    /// Host reported as the kernel's, and used to reach its runner; `None` is the agent's host.
+    pub host: Option<String>,
+    /// Host ports for kernels.
+    pub ports: RangeInclusive<u16>,
+    /// Folder of the kernels' folders.
+    pub scratch_root: PathBuf,
+    /// Scratch folders on tmpfs.
+    pub scratch_in_memory: bool,
+    /// What confines the kernel's program.
+    pub sandbox: Sandbox,
+    /// Further arguments of the jail.
+    pub jail_args: Vec<String>,
+    /// `LOCAL_USER_ID` of images with the feature `uid-match`.
+    pub uid: u32,
+    /// Dead containers are kept.
+    pub keep_dead: bool,
+}
+
+/// What confines the kernel's program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// The container alone.
+    Docker,
+    /// The container and Backend.AI's jail.
+    Jail,
+}
+
+/// What SIGTERM does with kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnSigterm {
+    /// They are destroyed (19.03).
+    Destroy,
+    /// They run on.
+    Keep,
+}
+
+/// Where the log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Debug messages too.
+    pub debug: bool,
+    /// A file of JSON lines, beside stderr.
+    pub file: Option<PathBuf>,
+    /// Rotated files to keep.
+    pub file_count: usize,
+    /// Bytes of one file.
+    pub file_bytes: u64,
+}
+
+/// Everything that is wrong with the options.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct Complaints(pub Vec<String>);
+
+/// Why a well-formed configuration cannot be used on this host; exit status 1.
+#[derive(Debug, thiserror::Error)]
+pub enum HostProblem {
+    /// The scratch root is not there.
+    #[error("--scratch-root {0}: no such folder; make it, or name another")]
+    NoScratchRoot(PathBuf),
+    /// The user of `--kernel-uid` is not there.
+    #[error("--kernel-uid {0}: no such user; give a number or a user of this host")]
+    NoUser(String),
+}
+
+/// Names that the file may use, which are those of the options, and how many values they take.
+const NAMES: &[&str] = &[
+    "runtime",
+    "runtime-endpoint",
+    "state-dir",
+    "run-dir",
+    "namespace",
+    "agent-host-override",
+    "kernel-host-override",
+    "agent-port",
+    "container-port-range",
+    "etcd-addr",
+    "etcd-user",
+    "etcd-password",
+    "idle-timeout",
+    "sandbox-type",
+    "kernel-uid",
+    "scratch-in-memory",
+    "debug-kernel",
+    "debug-jail",
+    "debug-hook",
+    "debug-skip-container-deletion",
+    "kernel-aliases",
+    "limit-cpus",
+    "limit-gpus",
+    "pid-file",
+    "scratch-root",
+    "debug",
+    "verbose",
+    "log-file",
+    "log-file-count",
+    "log-file-size",
+    "on-sigterm",
+    "metrics-addr",
+];
+/// The one name that takes a list.
+const JAIL_ARG: &str = "jail-arg";
+
+/// What was given, by name, and what is wrong with it.
+#[derive(Debug, Default)]
+pub struct Settings {
+    values: BTreeMap<String, String>,
+    jail_args: Vec<String>,
+    complaints: Vec<String>,
+}
+
+impl Settings {
+    /// Reads the file and lays the common options over it.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no TOML; what is in it is judged later.
+    pub fn load(options: &CommonOptions) -> Result<Self, Complaints> {
+        let text = match &options.config {
+            Some(path) => Some(read(path)?),
+            None => std::fs::read_to_string(FILE).ok(),
+        };
+        let path = options.config.as_deref().unwrap_or(Path::new(FILE));
+        let mut settings = Self::default();
+        if let Some(text) = text {
+            settings.take_file(path, &text)?;
+        }
+        settings.give("runtime", options.runtime.clone());
+        settings.give("runtime-endpoint", options.runtime_endpoint.clone());
+        settings.give("state-dir", options.state_dir.clone());
+        settings.give("run-dir", options.run_dir.clone());
+        Ok(settings)
+    }
+
+    fn take_file(&mut self, path: &Path, text: &str) -> Result<(), Complaints> {
+        let path = path.display();
+        let table: toml::Table = text
+            .parse()
+            .map_err(|error| Complaints(vec![format!("{path}: {error}")]))?;
+        for (name, value) in table {
+            let plain = match &value {
+                toml::Value::String(text) => Some(text.clone()),
+                toml::Value::Integer(number) => Some(number.to_string()),
+                toml::Value::Float(number) => Some(number.to_string()),
+                toml::Value::Boolean(value) => Some(value.to_string()),
+                _ => None,
+            };
+            let list: Option<Vec<String>> = value.as_array().and_then(|items| {
+                let text = |item: &toml::Value| item.as_str().map(str::to_owned);
+                items.iter().map(text).collect()
+            });
+            if NAMES.contains(&name.as_str()) {
+                match plain {
+                    Some(plain) => self.give(&name, Some(plain)),
+                    None => self.complain(format!("{path}: {name} takes one plain value")),
+                }
+            } else if name == JAIL_ARG {
+                match list {
+                    Some(list) => self.jail_args = list,
+                    None => self.complain(format!("{path}: {name} takes a list of texts")),
+                }
+            } else {
+                self.complain(format!(
+                    "{path}: unknown key {name}; keys are named as options"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays a given value over what is there.
+    pub fn give(&mut self, name: &str, value: Option<String>) {
+        if let Some(value) = value {
+            self.values.insert(name.to_owned(), value);
+        }
+    }
+
+    fn complain(&mut self, text: String) {
+        self.complaints.push(text);
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.values.get(name).cloned()
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.text(name).map(PathBuf::from)
+    }
+
+    /// The value in its own type; a wrong one is complained about with what is `wanted`, and the default taken.
+    fn parse<T>(
+        &mut self,
+        name: &str,
+        default: T,
+        wanted: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> T {
+        let Some(text) = self.text(name) else {
+            return default;
+        };
+        parse(&text).unwrap_or_else(|| {
+            self.complain(format!("--{name}: {text:?} will not do; give {wanted}"));
+            default
+        })
+    }
+
+    /// `true`, `yes`, `false`, `no` in any case.
+    fn flag(&mut self, name: &str) -> bool {
+        self.parse(name, false, "true, yes, false or no", |text| {
+            match text.to_lowercase().as_str() {
+                "true" | "yes" => Some(true),
+                "false" | "no" => Some(false),
+                _ => None,
+            }
+        })
+    }
+
+    /// What holds for every subcommand.
+    pub fn common(&mut self) -> CommonArgs {
+        let (state, run) = standard_folders();
+        CommonArgs {
+            runtime: self.parse("runtime", RuntimeKind::default(), "youki", |text| {
+                <RuntimeKind as clap::ValueEnum>::from_str(text, false).ok()
+            }),
+            runtime_endpoint: self.text("runtime-endpoint"),
+            state_dir: self.path("state-dir").unwrap_or(state),
+            run_dir: self.path("run-dir").unwrap_or(run),
+        }
+    }
+
+    /// The value, unless there are complaints.
+    ///
+    /// # Errors
+    /// All complaints.
+    pub fn finish<T>(self, value: T) -> Result<T, Complaints> {
+        if self.complaints.is_empty() {
+            Ok(value)
+        } else {
+            Err(Complaints(self.complaints))
+        }
+    }
+
+    fn front(&mut self, run_dir: &Path) -> FrontConfig {
+        let host_port = |text: &str| {
+            let (host, port) = split_host_port(text)?;
+            Some(join_host_port(&host, port))
+        };
+        FrontConfig {
+            etcd: EtcdConfig {
+                address: self.parse(
+                    "etcd-addr",
+                    "127.0.0.1:2379".to_owned(),
+                    "host:port",
+                    host_port,
+                ),
+                namespace: self.text("namespace").unwrap_or_else(|| "local".to_owned()),
+                user: self.text("etcd-user"),
+                password: self.text("etcd-password"),
+            },
+            agent_host: self.text("agent-host-override"),
+            agent_port: self.parse("agent-port", 6001, "a port from 1 to 65535", |text| {
+                text.parse().ok().filter(|port| *port > 0)
+            }),
+            region: self.text("region"),
+            helper_socket: run_dir.join("agent.sock"),
+        }
+    }
+
+    fn kernel(&mut self) -> KernelOptions {
+        let wanted = "low-high, ports from 1 to 65535 with low below high, as in 30000-31000";
+        let jail_args = self.jail_args.iter();
+        let jail_args = jail_args.map(|arg| arg.trim().to_owned()).collect();
+        KernelOptions {
+            host: self.text("kernel-host-override"),
+            ports: self.parse("container-port-range", 30000..=31000, wanted, port_range),
+            scratch_root: self
+                .path("scratch-root")
+                .unwrap_or_else(|| "/var/cache/scratches".into()),
+            scratch_in_memory: self.flag("scratch-in-memory"),
+            sandbox: self.parse(
+                "sandbox-type",
+                Sandbox::Docker,
+                "docker or jail",
+                |text| match text {
+                    "docker" => Some(Sandbox::Docker),
+                    "jail" => Some(Sandbox::Jail),
+                    _ => None,
+                },
+            ),
+            jail_args,
+            uid: rustix::process::geteuid().as_raw(),
+            keep_dead: self.flag("debug-skip-container-deletion"),
+        }
+    }
+
+    fn log(&mut self) -> LogConfig {
+        LogConfig {
+            debug: self.flag("debug"),
+            file: self.path("log-file"),
+            file_count: self.parse("log-file-count", 10, "a number of files", |text| {
+                text.parse().ok()
+            }),
+            file_bytes: self.parse("log-file-size", 10 << 20, "a number of MiB", mebibytes),
+        }
+    }
+
+    /// Options without effect are still checked as 19.03 does.
+    fn deprecated(&mut self) {
+        for name in ["limit-cpus", "limit-gpus"] {
+            self.parse(name, (), "a bit mask in hexadecimal digits", |text| {
+                let digits = text.trim();
+                let digits = digits.strip_prefix("0x").unwrap_or(digits);
+                let hex = digits.chars().all(|c| c.is_ascii_hexdigit());
+                (hex && !digits.is_empty()).then_some(())
+            });
+        }
+        self.parse("idle-timeout", (), "a number of seconds", |text| {
+            text.parse::<u64>().ok().map(|_| ())
+        });
+        let wanted = "a path that ends in ai/backend";
+        self.parse("debug-kernel", (), wanted, |text| {
+            Path::new(text).ends_with("ai/backend").then_some(())
+        });
+        self.flag("verbose");
+    }
+}
+
+impl Config {
+    /// The configuration of `serve`, from its options, the common ones, their environment, and the file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn load(args: &ServeArgs, common: &CommonOptions) -> Result<Self, Complaints> {
+        let mut settings = Settings::load(common)?;
+        for (name, value) in args.given() {
+            settings.give(name, value);
+        }
+        if !args.jail_arg.is_empty() {
+            settings.jail_args.clone_from(&args.jail_arg);
+        }
+        settings.give("region", args.region.clone());
+        settings.deprecated();
+        let common = settings.common();
+        let config = Self {
+            front: settings.front(&common.run_dir),
+            common,
+            kernel: settings.kernel(),
+            kernel_user: settings.text("kernel-uid"),
+            log: settings.log(),
+            pid_file: settings.path("pid-file"),
+            on_sigterm: settings.parse(
+                "on-sigterm",
+                OnSigterm::Destroy,
+                "destroy or keep",
+                |text| match text {
+                    "destroy" => Some(OnSigterm::Destroy),
+                    "keep" => Some(OnSigterm::Keep),
+                    _ => None,
+                },
+            ),
+            metrics: settings.parse(
+                "metrics-addr",
+                None,
+                "an address and a port, as in 127.0.0.1:9100",
+                |text| text.parse().ok().map(Some),
+            ),
+        };
+        settings.finish(config)
+    }
+
+    /// Looks at the host: the scratch root must be there, and the kernels' user.
+    ///
+    /// # Errors
+    /// [`HostProblem`].
+    pub fn check_host(mut self) -> Result<Self, HostProblem> {
+        if !self.kernel.scratch_root.is_dir() {
+            return Err(HostProblem::NoScratchRoot(self.kernel.scratch_root));
+        }
+        if let Some(user) = &self.kernel_user {
+            let uid = user.parse().ok().or_else(|| user_id(user));
+            self.kernel.uid = uid.ok_or_else(|| HostProblem::NoUser(user.clone()))?;
+        }
+        Ok(self)
+    }
+}
+
+/// The user's number: from the password file, else from whatever else the host asks (`getent`).
+fn user_id(name: &str) -> Option<u32> {
+    let uid = |line: &str| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+    };
+    let file = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    file.lines().find_map(uid).or_else(|| {
+        let getent = std::process::Command::new("getent")
+            .args(["passwd", "--", name])
+            .output()
+            .ok()?;
+        String::from_utf8_lossy(&getent.stdout)
+            .lines()
+            .find_map(uid)
+    })
+}
+
+fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let (low, high) = text.split_once('-')?;
+    let port = |text: &str| text.trim().parse().ok().filter(|port: &u16| *port > 0);
+    let (low, high) = (port(low)?, port(high)?);
+    (low < high).then_some(low..=high)
+}
+
+fn mebibytes(text: &str) -> Option<u64> {
+    let size: f64 = text.parse().ok()?;
+    if !(size > 0.0 && size < 1e9) {
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to be a small positive number"
+    )]
+    Some((size * f64::from(1 << 20)) as u64)
+}
+
+fn read(path: &Path) -> Result<String, Complaints> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Complaints(vec![format!("--config {}: {error}", path.display())]))
+}
+
+/// State and run folder: the system's for root, the user's own otherwise.
+fn standard_folders() -> (PathBuf, PathBuf) {
+    let name = "backendai-agent";
+    let system = (
+        Path::new("/var/lib").join(name),
+        Path::new("/run").join(name),
+    );
+    if rustix::process::geteuid().is_root() {
+        return system;
+    }
+    let folder = |variable| std::env::var_os(variable).map(PathBuf::from);
+    let data = folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")));
+    let state = data.map_or(system.0, |folder| folder.join(name));
+    let run = folder("XDG_RUNTIME_DIR").map_or_else(|| state.join("run"), |dir| dir.join(name));
+    (state, run)
+}

@@ -9,6 +9,7 @@ pub mod fake;
 pub mod log;
 pub mod network;
 pub mod oci;
+pub mod seccomp;
 mod spec;
 mod status;
 
@@ -17,8 +18,8 @@ use std::fmt;
 use async_trait::async_trait;
 
 pub use self::spec::{
-    ContainerSpec, DeviceNode, ExecSpec, LABEL_AGENT_ID, LABEL_KERNEL_ID, LABEL_OWNER, LabelMap,
-    Limits, Mount, MountKind, NetworkMode, OWNER, PortBinding, Seccomp,
+    ContainerSpec, DEFAULT_CAPABILITIES, DeviceNode, ExecSpec, LABEL_AGENT_ID, LABEL_KERNEL_ID,
+    LABEL_OWNER, LabelMap, Limits, Mount, MountKind, NetworkMode, OWNER, PortBinding, Seccomp,
 };
 pub use self::status::{
     ContainerInfo, ContainerState, ExecOutput, ExitStatus, ImageInfo, RuntimeInfo,

@@ -15,6 +15,25 @@ pub const LABEL_OWNER: &str = "ai.backend.owner";
 /// Value of [`LABEL_OWNER`].
 pub const OWNER: &str = "backendai-agent";
 
+/// Capabilities of a kernel's first process: the well-known default set of container engines. The runner gives all of
+/// them up when it becomes the user.
+pub const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
 /// Labels of a container or an image.
 pub type LabelMap = BTreeMap<String, String>;
 

@@ -3,3 +3,6 @@
     unsafe_code,
     reason = "system calls without a safe wrapper live here, each with its SAFETY line"
 )]
+
+pub mod netns;
+pub mod pidfd;

@@ -212,6 +212,12 @@ impl Connection {
     /// A frame after the handshake. Commands may stand between the frames of a message.
     fn take_frame(&mut self, frame: Frame) -> Result<Option<Event>, ProtocolError> {
         if frame.command {
+            if frame.body.len() > COMMAND_MAX {
+                return Err(ProtocolError::FrameTooLarge {
+                    size: frame.body.len() as u64,
+                    limit: COMMAND_MAX,
+                });
+            }
             return self.take_command(&frame.body);
         }
         let limits = &self.config.limits;
@@ -237,7 +243,10 @@ impl Connection {
     /// The event of a complete message; a PUB's peers send theirs to subscribe.
     fn complete(&mut self) -> Event {
         let mut frames = std::mem::take(&mut self.partial);
-        if self.socket_type == SocketType::Pub && frames.len() == 1 {
+        if self.socket_type == SocketType::Pub
+            && frames.len() == 1
+            && frames[0].len() <= COMMAND_MAX
+        {
             match frames[0].first() {
                 Some(1) => return Event::Subscribe(Bytes::copy_from_slice(&frames[0][1..])),
                 Some(0) => return Event::Unsubscribe(Bytes::copy_from_slice(&frames[0][1..])),
@@ -348,3 +357,6 @@ fn greeting(version: Version) -> [u8; GREETING_LEN] {
     greeting[12..16].copy_from_slice(b"NULL");
     greeting
 }
+
+#[cfg(test)]
+mod tests;

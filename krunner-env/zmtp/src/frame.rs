@@ -115,3 +115,58 @@ pub(crate) fn put_header(out: &mut BytesMut, command: bool, more: bool, size: us
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_from_256_on_take_eight_bytes() {
+        for (size, header) in [(0, 2), (255, 2), (256, 9), (70_000, 9)] {
+            let mut wire = BytesMut::new();
+            put_header(&mut wire, false, true, size);
+            assert_eq!(wire.len(), header);
+            let mut decoder = FrameDecoder::default();
+            decoder.feed(&wire);
+            decoder.feed(&vec![7; size]);
+            let frame = Frame {
+                command: false,
+                more: true,
+                body: vec![7; size].into(),
+            };
+            assert_eq!(decoder.next_frame(70_000), Ok(Some(frame)));
+            assert_eq!(decoder.next_frame(70_000), Ok(None));
+        }
+    }
+
+    #[test]
+    fn a_frame_over_the_limit_is_refused_before_its_body_comes() {
+        let mut decoder = FrameDecoder::default();
+        decoder.feed(&[LONG, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(
+            decoder.next_frame(100),
+            Err(ProtocolError::FrameTooLarge {
+                size: u64::MAX,
+                limit: 100
+            })
+        );
+        let mut decoder = FrameDecoder::default();
+        decoder.feed(&[0, 101]);
+        assert_eq!(
+            decoder.next_frame(100),
+            Err(ProtocolError::FrameTooLarge {
+                size: 101,
+                limit: 100
+            })
+        );
+    }
+
+    #[test]
+    fn reserved_flags_and_multipart_commands_are_refused() {
+        for flags in [0x08, 0x80, COMMAND | MORE] {
+            let mut decoder = FrameDecoder::default();
+            decoder.feed(&[flags]);
+            assert_eq!(decoder.next_frame(100), Err(ProtocolError::BadFlags(flags)));
+        }
+    }
+}

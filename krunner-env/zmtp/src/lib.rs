@@ -11,6 +11,8 @@
 //! Queues are bounded in bytes, and a producer learns when they are full. A record that was not handed to the kernel to its last
 //! byte when its peer died is sent again, whole and in order, to the next one. What sat in the dead peer's socket buffer is lost, as with libzmq.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
+
 mod command;
 mod config;
 mod connection;
@@ -22,6 +24,8 @@ pub mod net;
 mod outgoing;
 mod role;
 mod socket;
+#[cfg(test)]
+mod testing;
 
 pub use config::{Config, Limits, Version};
 pub use connection::{Connection, Event};

@@ -81,16 +81,25 @@ pub enum SocketType {
     XPub,
     /// SUB that sends subscriptions as messages; only as a peer.
     XSub,
+    /// Answers whom it is told to; for owners of a [`Connection`](crate::Connection).
+    Router,
+    /// Asks a ROUTER; only as a peer.
+    Dealer,
+    /// Asks and waits for the answer; only as a peer.
+    Req,
 }
 
 impl SocketType {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 9] = [
         Self::Push,
         Self::Pull,
         Self::Pub,
         Self::Sub,
         Self::XPub,
         Self::XSub,
+        Self::Router,
+        Self::Dealer,
+        Self::Req,
     ];
 
     /// The name in READY's `Socket-Type` property.
@@ -102,6 +111,9 @@ impl SocketType {
             Self::Sub => "SUB",
             Self::XPub => "XPUB",
             Self::XSub => "XSUB",
+            Self::Router => "ROUTER",
+            Self::Dealer => "DEALER",
+            Self::Req => "REQ",
         }
     }
 
@@ -119,6 +131,8 @@ impl SocketType {
             Self::Pull => peer == Self::Push,
             Self::Pub | Self::XPub => matches!(peer, Self::Sub | Self::XSub),
             Self::Sub | Self::XSub => matches!(peer, Self::Pub | Self::XPub),
+            Self::Router => matches!(peer, Self::Dealer | Self::Req | Self::Router),
+            Self::Dealer | Self::Req => peer == Self::Router,
         }
     }
 }

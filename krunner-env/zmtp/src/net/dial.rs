@@ -78,6 +78,10 @@ async fn dial(endpoint: &str) -> io::Result<TcpStream> {
     let mut failure = None;
     for address in resolve(endpoint).await? {
         match tcp_socket(address)?.connect(address).await {
+            // Without a listener, TCP can connect a local port with itself.
+            Ok(stream) if stream.local_addr()? == address => {
+                failure = Some(io::ErrorKind::ConnectionRefused.into())
+            }
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream);

@@ -80,6 +80,8 @@ impl<R: Role> Seat<'_, R> {
         loop {
             let mut changed = std::pin::pin!(self.shared.io.notified());
             changed.as_mut().enable();
+            // Reading first shows the peer's end before more is written to it, where it would be lost.
+            self.read(stream, &mut buffer)?;
             let Some(wish) = self.write(stream, was_ready)? else {
                 return Ok(false);
             };
@@ -90,10 +92,7 @@ impl<R: Role> Seat<'_, R> {
                 () = self.shared.cancel.cancelled() => return Ok(true),
                 () = changed => {}
                 () = std::future::ready(()), if wish.again => {}
-                ready = stream.readable(), if wish.read => {
-                    ready?;
-                    self.read(stream, &mut buffer)?;
-                }
+                ready = stream.readable(), if wish.read => ready?,
                 ready = stream.writable(), if wish.write => ready?,
                 () = sleep_until(wish.deadline), if wish.deadline.is_some() => self.expire(),
             }
@@ -147,7 +146,11 @@ impl<R: Role> Seat<'_, R> {
         Ok(Some(wish))
     }
 
+    /// Reads once, if the socket wants it and the kernel has something.
     fn read(&self, stream: &TcpStream, buffer: &mut [u8]) -> io::Result<()> {
+        if !self.shared.lock().core.wants_read(self.peer) {
+            return Ok(());
+        }
         let count = match stream.try_read(buffer) {
             Ok(0) => {
                 return Err(io::Error::new(

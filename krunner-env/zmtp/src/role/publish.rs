@@ -84,3 +84,55 @@ impl Socket<Pub> {
         self.role.subscriptions.values().map(BTreeMap::len).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{join, messages, take};
+    use crate::{CloseReason, Limits};
+
+    #[test]
+    fn a_prefix_subscribed_twice_must_be_cancelled_twice() {
+        let mut publisher = PubSocket::new(Config::default());
+        let peer = join(&mut publisher, SocketType::Sub);
+        publisher.receive(peer, b"\0\x02\x01a\0\x02\x01a\0\x02\x00a");
+        assert_eq!(publisher.publish(&Message::from(["abc"])), 1);
+        publisher.receive(peer, b"\0\x02\x00a");
+        assert_eq!(publisher.publish(&Message::from(["abc"])), 0);
+        assert_eq!(publisher.subscriptions(), 0);
+    }
+
+    #[test]
+    fn a_subscriber_that_does_not_read_misses_messages() {
+        let message = Message::from(["x".repeat(1000)]);
+        let mut publisher = PubSocket::new(Config {
+            send_limit: 3000,
+            ..Config::default()
+        });
+        let peer = join(&mut publisher, SocketType::Sub);
+        publisher.receive(peer, b"\0\x01\x01");
+        let hello = take(&mut publisher, peer, usize::MAX);
+        assert_eq!([0; 4].map(|_| publisher.publish(&message)), [1, 1, 0, 0]);
+        assert!(!publisher.is_drained());
+        let bytes = [hello, take(&mut publisher, peer, usize::MAX)].concat();
+        assert_eq!(messages(SocketType::Sub, &bytes).len(), 2);
+        assert_eq!(publisher.publish(&message), 1);
+    }
+
+    #[test]
+    fn a_subscriber_with_too_many_prefixes_is_given_up() {
+        let limits = Limits {
+            subscriptions: 2,
+            ..Limits::default()
+        };
+        let mut publisher = PubSocket::new(Config {
+            limits,
+            ..Config::default()
+        });
+        let peer = join(&mut publisher, SocketType::Sub);
+        publisher.receive(peer, b"\0\x02\x01a\0\x02\x01b\0\x02\x01c");
+        let reason = CloseReason::Protocol(ProtocolError::TooManySubscriptions { limit: 2 });
+        assert_eq!(publisher.next_closed(), Some((peer, reason)));
+        assert_eq!(publisher.subscriptions(), 0);
+    }
+}

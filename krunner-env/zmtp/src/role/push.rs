@@ -179,3 +179,178 @@ impl Socket<Push> {
         self.role.bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CloseReason;
+    use crate::testing::{join, messages, take};
+    use std::time::Instant;
+
+    const ALL: usize = usize::MAX;
+
+    fn push_with(send_limit: usize) -> PushSocket {
+        PushSocket::new(Config {
+            send_limit,
+            ..Config::default()
+        })
+    }
+
+    fn record(number: usize) -> Message {
+        Message::from([number.to_string(), "x".repeat(100)])
+    }
+
+    #[test]
+    fn a_full_queue_gives_the_message_back_until_something_is_written() {
+        let mut push = push_with(3 * record(0).cost());
+        for number in 0..3 {
+            push.try_push(record(number)).unwrap();
+        }
+        assert_eq!(push.try_push(record(3)), Err(Full(record(3))));
+        let peer = join(&mut push, SocketType::Pull);
+        let bytes = take(&mut push, peer, ALL);
+        assert!(push.is_drained());
+        assert_eq!(push.queued_bytes(), 0);
+        push.try_push(record(3)).unwrap();
+        let bytes = [bytes, take(&mut push, peer, ALL)].concat();
+        assert_eq!(messages(SocketType::Pull, &bytes), [0, 1, 2, 3].map(record));
+    }
+
+    #[test]
+    fn a_message_larger_than_the_queue_passes_when_it_is_alone() {
+        let mut push = push_with(10);
+        push.try_push(record(0)).unwrap();
+        assert!(push.try_push(record(1)).is_err());
+        assert!(!push.has_room(1));
+    }
+
+    #[test]
+    fn the_oldest_droppable_messages_make_room() {
+        let mut push = push_with(3 * record(0).cost());
+        push.try_push(record(0)).unwrap();
+        push.try_push_droppable(record(1)).unwrap();
+        push.try_push_droppable(record(2)).unwrap();
+        push.try_push_droppable(record(3)).unwrap();
+        push.try_push(record(4)).unwrap();
+        push.try_push(record(5)).unwrap();
+        assert!(
+            push.try_push(record(6)).is_err(),
+            "what is left must not be dropped"
+        );
+        let peer = join(&mut push, SocketType::Pull);
+        let bytes = take(&mut push, peer, ALL);
+        assert_eq!(messages(SocketType::Pull, &bytes), [0, 4, 5].map(record));
+    }
+
+    #[test]
+    fn queued_messages_can_be_removed_by_a_predicate() {
+        let mut push = push_with(1 << 20);
+        for number in 0..4 {
+            push.try_push_droppable(record(number)).unwrap();
+        }
+        push.retain(|message| message != &record(1));
+        assert_eq!(push.queued(), 3);
+        assert_eq!(push.queued_bytes(), 3 * record(0).cost());
+        let peer = join(&mut push, SocketType::Pull);
+        let bytes = take(&mut push, peer, ALL);
+        assert_eq!(messages(SocketType::Pull, &bytes), [0, 2, 3].map(record));
+    }
+
+    #[test]
+    fn a_partly_written_message_goes_whole_to_the_next_peer() {
+        let mut push = push_with(1 << 20);
+        let first = join(&mut push, SocketType::Pull);
+        let hello = take(&mut push, first, ALL).len();
+        for number in 0..3 {
+            push.try_push(record(number)).unwrap();
+        }
+        take(&mut push, first, 105 + 50);
+        assert_eq!(push.queued(), 2, "one is written, one in part");
+        push.closed(first);
+        let second = join(&mut push, SocketType::Pull);
+        let bytes = take(&mut push, second, ALL);
+        assert!(bytes.len() > hello);
+        assert_eq!(messages(SocketType::Pull, &bytes), [1, 2].map(record));
+    }
+
+    #[test]
+    fn what_a_dead_peer_did_not_take_is_queued_at_once_and_can_still_be_removed() {
+        let mut push = push_with(3 * record(0).cost());
+        let first = join(&mut push, SocketType::Pull);
+        take(&mut push, first, ALL);
+        for number in 0..3 {
+            push.try_push_droppable(record(number)).unwrap();
+        }
+        assert!(!push.output(first).is_empty());
+        assert!(
+            push.try_push(record(3)).is_err(),
+            "what is being written must not be dropped"
+        );
+        push.closed(first);
+        push.try_push(record(3)).unwrap();
+        push.retain(|message| message != &record(1));
+        let second = join(&mut push, SocketType::Pull);
+        assert_eq!(
+            messages(SocketType::Pull, &take(&mut push, second, ALL)),
+            [2, 3].map(record)
+        );
+    }
+
+    #[test]
+    fn the_newest_peer_replaces_the_older_one() {
+        let mut push = push_with(1 << 20);
+        let older = join(&mut push, SocketType::Pull);
+        assert_eq!(push.next_closed(), None);
+        let newer = join(&mut push, SocketType::Pull);
+        assert_eq!(push.next_closed(), Some((older, CloseReason::Superseded)));
+        push.try_push(record(0)).unwrap();
+        assert!(push.output(older).is_empty());
+        assert_eq!(
+            messages(SocketType::Pull, &take(&mut push, newer, ALL)),
+            [record(0)]
+        );
+    }
+
+    #[test]
+    fn a_connection_that_is_slow_to_shake_hands_does_not_replace_a_newer_one() {
+        let mut push = push_with(1 << 20);
+        let older = push.open(Instant::now());
+        let newer = join(&mut push, SocketType::Pull);
+        push.receive(older, &crate::testing::hello(SocketType::Pull));
+        assert_eq!(push.next_closed(), Some((older, CloseReason::Superseded)));
+        assert!(push.is_ready(newer));
+    }
+
+    #[test]
+    fn a_peer_that_breaks_the_protocol_is_given_up_and_the_served_one_stays() {
+        let mut push = push_with(1 << 20);
+        let served = join(&mut push, SocketType::Pull);
+        let stranger = push.open(Instant::now());
+        push.receive(stranger, b"GET /");
+        assert_eq!(
+            push.next_closed(),
+            Some((stranger, crate::ProtocolError::BadGreeting.into()))
+        );
+        assert!(!push.is_open(stranger));
+        let late = push.open(Instant::now());
+        push.expire(push.next_deadline().expect("a handshake is under way"));
+        assert_eq!(
+            push.next_closed(),
+            Some((late, crate::ProtocolError::HandshakeTimeout.into()))
+        );
+        assert_eq!(push.next_deadline(), None);
+        assert!(push.is_ready(served));
+    }
+
+    #[test]
+    fn one_write_batches_up_to_the_limit() {
+        let mut push = push_with(1 << 20);
+        let peer = join(&mut push, SocketType::Pull);
+        take(&mut push, peer, ALL);
+        for number in 0..4000 {
+            push.try_push(record(number)).unwrap();
+        }
+        let batch = push.output(peer).len();
+        assert!(batch > 200 << 10 && batch < 300 << 10, "{batch}");
+    }
+}

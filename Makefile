@@ -1,0 +1,22 @@
+# The commands of the repository. Each installs what it lacks (apt, cargo, pip), says so, and keeps it.
+# What they keep outside target/ is in ~/.cache/backendai-agent, which may be removed at any time.
+.PHONY: help demo check test bench clean-cache
+RUNTIME ?= youki
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: ## run Python in a container, from nothing: make demo [RUNTIME=youki]
+	@scripts/demo.sh $(RUNTIME)
+
+check: ## formatting, lints, documentation, dependencies, unit tests: minutes, no services
+	@scripts/check.sh
+
+test: ## everything: unit and integration tests, the real 19.03.3 manager, the virtual machine
+	@scripts/test.sh
+
+bench: ## measure; writes target/bench.json and a table
+	@scripts/bench.sh
+
+clean-cache: ## remove what the commands keep outside target/
+	rm -rf "$${BACKENDAI_CACHE:-$$HOME/.cache/backendai-agent}"

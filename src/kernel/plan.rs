@@ -1,0 +1,614 @@
+//! From request, image and allocation to the container: pure, the same for every engine, testable without one
+//! (19.03 agent, `server.py`, `_create_kernel`).
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::scratch::Scratch;
+use crate::agent::AgentError;
+use crate::agent::request::{KernelConfig, KernelId, ServicePort, VfolderMount};
+use crate::resource::device::DeviceEffects;
+use crate::resource::spec::MountRecord;
+use crate::runtime::{
+    ContainerId, ContainerSpec, DEFAULT_CAPABILITIES, LABEL_AGENT_ID, LABEL_KERNEL_ID, LABEL_OWNER,
+    LabelMap, Mount, MountKind, NetworkMode, OWNER, PortBinding, Seccomp,
+};
+
+/// The runner's command socket.
+pub const REPL_IN: u16 = 2000;
+/// The runner's output socket.
+pub const REPL_OUT: u16 = 2001;
+/// The terminal's input and output, for images of the legacy `git` runtime.
+const TERMINAL: [u16; 2] = [2002, 2003];
+/// Where the runner's layer is shown.
+const KRUNNER: &str = "/opt/backend.ai";
+/// The user's home.
+const WORK: &str = "/home/work";
+/// Largest log kept for a kernel, bytes.
+const LOG_LIMIT: u64 = 16 << 20;
+/// Processes and threads of one kernel; 19.03 sets no limit, so a fork bomb takes the node with it.
+const PIDS_LIMIT: i64 = 16_384;
+
+/// What is the same for every kernel of this node.
+#[derive(Clone, Debug)]
+pub struct PlanSettings {
+    /// The agent's id.
+    pub agent_id: String,
+    /// `LOCAL_USER_ID` of uid-match images.
+    pub kernel_uid: u32,
+    /// The unpacked krunner layer: what is shown at `/opt/backend.ai`.
+    pub krunner: PathBuf,
+    /// The socket that programs inside ask, where there is one.
+    pub agent_socket: Option<PathBuf>,
+    /// Where the hosts of virtual folders are mounted.
+    pub vfolder_base: PathBuf,
+    /// Path inside a virtual folder host; no leading slash.
+    pub vfolder_prefix: String,
+    /// Command before the runner (`--sandbox-type jail`), empty for none; it brings its own system-call filter.
+    pub jail: Vec<String>,
+    /// Environment of the container that is not shown in `environ.txt`.
+    pub runner_env: Vec<(String, String)>,
+}
+
+/// What the image says of its kernels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelSpec {
+    /// The user inside gets the uid of the agent's choice.
+    pub uid_match: bool,
+    /// Variables that are set to the number of cores.
+    pub core_count_variables: Vec<String>,
+    /// Language of the runner.
+    pub runtime_type: String,
+    /// Interpreter or compiler.
+    pub runtime_path: Option<String>,
+    /// Service ports; host ports are still 0.
+    pub services: Vec<ServicePort>,
+    /// Whether it has the legacy terminal ports.
+    pub terminal: bool,
+}
+
+impl KernelSpec {
+    /// Reads an image's labels.
+    ///
+    /// # Errors
+    /// [`AgentError::Value`] or [`AgentError::Assertion`] with 19.03's texts when a service port is wrong.
+    pub fn parse(image: &str, labels: &LabelMap) -> Result<Self, AgentError> {
+        let label = |name: &str| labels.get(name).map_or("", String::as_str).trim();
+        let (_, name) = split_registry(image);
+        let runtime_type = label("ai.backend.runtime-type");
+        Ok(Self {
+            uid_match: label("ai.backend.features")
+                .split(' ')
+                .any(|feature| feature == "uid-match"),
+            core_count_variables: items(label("ai.backend.envs.corecount")),
+            runtime_type: if runtime_type.is_empty() {
+                "python"
+            } else {
+                runtime_type
+            }
+            .to_owned(),
+            runtime_path: Some(label("ai.backend.runtime-path").to_owned())
+                .filter(|path| !path.is_empty()),
+            services: parse_services(label("ai.backend.service-ports"))?,
+            terminal: name.contains("git"),
+        })
+    }
+
+    /// The container's ports, in the order in which host ports are dealt.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        let services = self.services.iter().map(|service| service.container_port);
+        let terminal = if self.terminal {
+            TERMINAL.as_slice()
+        } else {
+            &[]
+        };
+        [REPL_IN, REPL_OUT]
+            .into_iter()
+            .chain(services)
+            .chain(terminal.iter().copied())
+            .collect()
+    }
+}
+
+/// Host ports of a kernel by their purpose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelPorts {
+    /// Every forwarded port.
+    pub bindings: Vec<PortBinding>,
+    /// The runner's command socket.
+    pub repl_in: u16,
+    /// The runner's output socket.
+    pub repl_out: u16,
+    /// The terminal's input, 0 without one.
+    pub stdin: u16,
+    /// The terminal's output, 0 without one.
+    pub stdout: u16,
+    /// Service ports with their host ports.
+    pub services: Vec<ServicePort>,
+}
+
+impl KernelPorts {
+    /// Sorts forwarded ports by their purpose; a port that is not forwarded counts as 0.
+    #[must_use]
+    pub fn new(spec: &KernelSpec, bindings: Vec<PortBinding>) -> Self {
+        let host = |port: u16| {
+            bindings
+                .iter()
+                .find(|b| b.container == port)
+                .map_or(0, |b| b.host)
+        };
+        let services = spec.services.iter().cloned();
+        Self {
+            repl_in: host(REPL_IN),
+            repl_out: host(REPL_OUT),
+            stdin: host(TERMINAL[0]),
+            stdout: host(TERMINAL[1]),
+            services: services
+                .map(|s| ServicePort {
+                    host_port: host(s.container_port),
+                    ..s
+                })
+                .collect(),
+            bindings,
+        }
+    }
+
+    /// Deals `host` ports to the image's ports in order.
+    #[must_use]
+    pub fn deal(spec: &KernelSpec, host: &[u16]) -> Self {
+        let ports = spec.ports().into_iter().zip(host);
+        Self::new(
+            spec,
+            ports
+                .map(|(container, host)| PortBinding {
+                    host: *host,
+                    container,
+                })
+                .collect(),
+        )
+    }
+}
+
+/// The virtual folders as they are recorded and mounted: `{base}/{host}/{prefix}/{id}` at `/home/work/{name}`.
+///
+/// # Errors
+/// [`AgentError::Value`] when a name or part would lead out of its folder.
+pub fn vfolders(
+    settings: &PlanSettings,
+    mounts: &[VfolderMount],
+) -> Result<Vec<MountRecord>, AgentError> {
+    mounts
+        .iter()
+        .map(|mount| {
+            for part in [&mount.name, &mount.host, &mount.id] {
+                check_relative(part)?;
+            }
+            let host = settings
+                .vfolder_base
+                .join(&mount.host)
+                .join(settings.vfolder_prefix.trim_start_matches('/'))
+                .join(&mount.id);
+            Ok(MountRecord {
+                host: host.to_string_lossy().into_owned(),
+                container: format!("{WORK}/{}", mount.name),
+                read_only: mount.read_only,
+            })
+        })
+        .collect()
+}
+
+/// The session's environment in 19.03's order: the manager's, the user id, core counts, accelerators. `LD_PRELOAD` of
+/// the original's hook is left out: there is none in our krunner layer (README, differences).
+#[must_use]
+pub fn environ(
+    settings: &PlanSettings,
+    config: &KernelConfig,
+    spec: &KernelSpec,
+    effects: &DeviceEffects,
+) -> Vec<(String, String)> {
+    let mut all = config.environ.clone();
+    if spec.uid_match {
+        set(&mut all, "LOCAL_USER_ID", settings.kernel_uid.to_string());
+    }
+    let cores = effects.cores.unwrap_or_default().to_string();
+    for name in &spec.core_count_variables {
+        set(&mut all, name, cores.clone());
+    }
+    for (name, value) in &effects.env {
+        set(&mut all, name, value.clone());
+    }
+    all
+}
+
+/// Everything of a kernel that decides its container.
+#[derive(Debug)]
+pub struct PlanInput<'a> {
+    /// The kernel.
+    pub kernel: &'a KernelId,
+    /// The request.
+    pub config: &'a KernelConfig,
+    /// What the image says.
+    pub spec: &'a KernelSpec,
+    /// What its allocation means.
+    pub effects: &'a DeviceEffects,
+    /// Its folders.
+    pub scratch: &'a Scratch,
+    /// Its virtual folders.
+    pub vfolders: &'a [MountRecord],
+    /// Its environment.
+    pub environ: &'a [(String, String)],
+    /// Its forwarded ports.
+    pub ports: &'a KernelPorts,
+}
+
+/// The container of a kernel. `attempt` tells the containers of one kernel apart: a restart makes a new one.
+#[must_use]
+pub fn container(settings: &PlanSettings, input: &PlanInput<'_>, attempt: &str) -> ContainerSpec {
+    let id = container_id(&settings.agent_id, input.kernel, attempt);
+    let mut limits = input.effects.limits.clone();
+    limits.pids = limits.pids.or(Some(PIDS_LIMIT));
+    let mut env = input.environ.to_vec();
+    env.extend(settings.runner_env.iter().cloned());
+    ContainerSpec {
+        name: container_name(&input.config.image, input.kernel),
+        image: input.config.image.clone(),
+        args: command(settings, input.spec),
+        env,
+        cwd: WORK.into(),
+        hostname: id.0[..12].to_owned(),
+        mounts: mounts(settings, input),
+        devices: input.effects.devices.clone(),
+        limits,
+        network: NetworkMode::Bridge,
+        ports: input.ports.bindings.clone(),
+        labels: labels(settings, input),
+        seccomp: if settings.jail.is_empty() {
+            Seccomp::Default
+        } else {
+            Seccomp::Unconfined
+        },
+        capabilities: DEFAULT_CAPABILITIES
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        no_new_privileges: false,
+        log_limit: LOG_LIMIT,
+        id,
+    }
+}
+
+/// The container's name, as the Python agent gives it.
+fn container_name(image: &str, kernel: &KernelId) -> String {
+    let (_, name) = split_registry(image);
+    let last = name.rsplit('/').next().unwrap_or(name);
+    format!(
+        "kernel.{}.{kernel}",
+        last.split([':', '@']).next().unwrap_or(last)
+    )
+}
+
+fn container_id(agent: &str, kernel: &KernelId, attempt: &str) -> ContainerId {
+    let digest = Sha256::digest(format!("{agent}\n{kernel}\n{attempt}"));
+    ContainerId(hex::encode(digest))
+}
+
+fn command(settings: &PlanSettings, spec: &KernelSpec) -> Vec<String> {
+    let runner = [
+        format!("{KRUNNER}/bin/krunner"),
+        "init".into(),
+        "--".into(),
+        spec.runtime_type.clone(),
+    ];
+    settings
+        .jail
+        .iter()
+        .cloned()
+        .chain(runner)
+        .chain(spec.runtime_path.clone())
+        .collect()
+}
+
+/// 19.03's mounts (5.4), with the krunner layer in place of the helper container's volume and the many small binds.
+fn mounts(settings: &PlanSettings, input: &PlanInput<'_>) -> Vec<Mount> {
+    let bind = |source: &Path, target: &str, read_only| Mount {
+        kind: MountKind::Bind(source.to_owned()),
+        target: target.into(),
+        read_only,
+    };
+    let mut all = vec![
+        bind(&input.scratch.config(), "/home/config", true),
+        bind(&input.scratch.work(), WORK, false),
+    ];
+    all.extend(input.scratch.tmp().map(|tmp| bind(tmp, "/tmp", false)));
+    all.extend(
+        input
+            .vfolders
+            .iter()
+            .map(|v| bind(Path::new(&v.host), &v.container, v.read_only)),
+    );
+    all.push(bind(&settings.krunner, KRUNNER, true));
+    all.extend(
+        settings
+            .agent_socket
+            .as_deref()
+            .map(|socket| bind(socket, &format!("{KRUNNER}/agent.sock"), false)),
+    );
+    all.extend(input.effects.mounts.iter().cloned());
+    all
+}
+
+/// Our own labels and those of the image that a restarted agent needs.
+fn labels(settings: &PlanSettings, input: &PlanInput<'_>) -> LabelMap {
+    let image = input
+        .config
+        .labels
+        .iter()
+        .filter(|(name, _)| name.starts_with("ai.backend."));
+    let mut all: LabelMap = image
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    all.insert(LABEL_KERNEL_ID.into(), input.kernel.to_string());
+    all.insert(LABEL_AGENT_ID.into(), settings.agent_id.clone());
+    all.insert(LABEL_OWNER.into(), OWNER.into());
+    all
+}
+
+/// Registry and the rest of a canonical reference.
+fn split_registry(image: &str) -> (&str, &str) {
+    match image.split_once('/') {
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
+        _ => ("", image),
+    }
+}
+
+fn items(text: &str) -> Vec<String> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn set(environ: &mut Vec<(String, String)>, name: &str, value: String) {
+    match environ.iter_mut().find(|(known, _)| known == name) {
+        Some(entry) => entry.1 = value,
+        None => environ.push((name.to_owned(), value)),
+    }
+}
+
+fn check_relative(part: &str) -> Result<(), AgentError> {
+    let plain = !part.is_empty()
+        && Path::new(part)
+            .components()
+            .all(|component| matches!(component, std::path::Component::Normal(_)));
+    if plain {
+        Ok(())
+    } else {
+        Err(AgentError::Value(vec![
+            "Invalid virtual folder mount".into(),
+            part.into(),
+        ]))
+    }
+}
+
+/// 19.03's rules and texts (5.6).
+fn parse_services(text: &str) -> Result<Vec<ServicePort>, AgentError> {
+    items(text).iter().map(|item| parse_service(item)).collect()
+}
+
+fn parse_service(item: &str) -> Result<ServicePort, AgentError> {
+    let value = |texts: &[&str]| AgentError::Value(texts.iter().map(ToString::to_string).collect());
+    let parts: Vec<&str> = item.split(':').collect();
+    let [name, protocol, port] = parts.as_slice() else {
+        return Err(value(&["Invalid service port definition format", item]));
+    };
+    if !matches!(*protocol, "tcp" | "pty" | "http") {
+        return Err(AgentError::Assertion(format!(
+            "Unsupported service port protocol: {protocol}"
+        )));
+    }
+    let number: i64 = port
+        .parse()
+        .map_err(|_| value(&["Invalid port number", port]))?;
+    if number <= 1024 {
+        return Err(value(&["Service port number must be larger than 1024."]));
+    }
+    if [i64::from(REPL_IN), i64::from(REPL_OUT)].contains(&number) {
+        return Err(value(&[
+            "Service port 2000 and 2001 is reserved for internal use.",
+        ]));
+    }
+    let container_port =
+        u16::try_from(number).map_err(|_| value(&["Invalid port number", port]))?;
+    Ok(ServicePort {
+        name: (*name).into(),
+        protocol: (*protocol).into(),
+        container_port,
+        host_port: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::scratch::ScratchRoot;
+    use crate::runtime::Limits;
+
+    fn settings() -> PlanSettings {
+        PlanSettings {
+            agent_id: "i-node".into(),
+            kernel_uid: 1000,
+            krunner: "/state/krunner/opt/backend.ai".into(),
+            agent_socket: Some("/run/agent.sock".into()),
+            vfolder_base: "/mnt".into(),
+            vfolder_prefix: "pfx".into(),
+            jail: Vec::new(),
+            runner_env: vec![("PROFILE".into(), "19.03".into())],
+        }
+    }
+
+    fn labels_of(items: &[(&str, &str)]) -> LabelMap {
+        items
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    fn config() -> KernelConfig {
+        KernelConfig {
+            image: "index.docker.io/lablup/python:3.6-debian".into(),
+            labels: labels_of(&[
+                ("ai.backend.features", "batch query uid-match"),
+                ("ai.backend.envs.corecount", "NPROC,OMP_NUM_THREADS"),
+                ("ai.backend.service-ports", "jupyter:http:8080,sh:pty:3000"),
+                ("ai.backend.runtime-path", "/usr/bin/python3"),
+                ("maintainer", "someone"),
+            ]),
+            environ: vec![
+                ("A".into(), "1".into()),
+                ("LOCAL_USER_ID".into(), "0".into()),
+            ],
+            mounts: vec![VfolderMount {
+                name: "data".into(),
+                host: "local".into(),
+                id: "0123456789abcdef0123456789abcdef".into(),
+                read_only: true,
+            }],
+            ..KernelConfig::default()
+        }
+    }
+
+    fn planned() -> ContainerSpec {
+        let (settings, config) = (settings(), config());
+        let spec = KernelSpec::parse(&config.image, &config.labels).expect("good labels");
+        let effects = DeviceEffects {
+            limits: Limits {
+                memory_bytes: Some(1 << 30),
+                ..Limits::default()
+            },
+            cores: Some(2),
+            ..DeviceEffects::default()
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir_all(folder.path().join("k1/config")).expect("made");
+        let kernel = KernelId::parse("k1").expect("a valid id");
+        let scratch = ScratchRoot::new(folder.path().into(), false)
+            .open(&kernel)
+            .expect("there");
+        let input = PlanInput {
+            kernel: &kernel,
+            config: &config,
+            spec: &spec,
+            effects: &effects,
+            scratch: &scratch,
+            vfolders: &vfolders(&settings, &config.mounts).expect("good mounts"),
+            environ: &environ(&settings, &config, &spec, &effects),
+            ports: &KernelPorts::deal(&spec, &[30000, 30001, 30002, 30003]),
+        };
+        container(&settings, &input, "1")
+    }
+
+    #[test]
+    fn the_environment_is_in_the_originals_order_and_overrides_in_place() {
+        let names: Vec<_> = planned()
+            .env
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "A=1",
+                "LOCAL_USER_ID=1000",
+                "NPROC=2",
+                "OMP_NUM_THREADS=2",
+                "PROFILE=19.03"
+            ]
+        );
+    }
+
+    #[test]
+    fn mounts_come_with_parents_before_children() {
+        let plan = planned();
+        let targets: Vec<_> = plan
+            .mounts
+            .iter()
+            .map(|m| (m.target.to_str().expect("text"), m.read_only))
+            .collect();
+        assert_eq!(
+            targets,
+            [
+                ("/home/config", true),
+                ("/home/work", false),
+                ("/home/work/data", true),
+                ("/opt/backend.ai", true),
+                ("/opt/backend.ai/agent.sock", false),
+            ]
+        );
+        let expected = MountKind::Bind("/mnt/local/pfx/0123456789abcdef0123456789abcdef".into());
+        assert_eq!(plan.mounts[2].kind, expected);
+    }
+
+    #[test]
+    fn names_labels_and_ports_are_what_a_restarted_agent_needs() {
+        let plan = planned();
+        assert_eq!(plan.name, "kernel.python.k1");
+        assert_eq!(plan.id.0.len(), 64);
+        assert_eq!(plan.labels[LABEL_KERNEL_ID], "k1");
+        assert!(plan.labels.contains_key("ai.backend.service-ports"));
+        assert!(!plan.labels.contains_key("maintainer"));
+        let ports: Vec<_> = plan.ports.iter().map(|p| (p.host, p.container)).collect();
+        assert_eq!(
+            ports,
+            [(30000, 2000), (30001, 2001), (30002, 8080), (30003, 3000)]
+        );
+        assert_eq!(plan.args[3..], ["python", "/usr/bin/python3"]);
+    }
+
+    #[test]
+    fn an_image_with_git_in_its_name_has_the_terminal_ports() {
+        let git =
+            KernelSpec::parse("reg.example:5000/x/digits:1", &LabelMap::new()).expect("no labels");
+        assert_eq!(git.ports(), [2000, 2001, 2002, 2003]);
+        let registry =
+            KernelSpec::parse("git.example/x/python:1", &LabelMap::new()).expect("no labels");
+        assert_eq!(registry.ports(), [2000, 2001]);
+        assert_eq!(registry.runtime_type, "python");
+    }
+
+    #[test]
+    fn wrong_service_ports_are_refused_with_the_originals_texts() {
+        let refuse = |text: &str| parse_services(text).expect_err("wrong").to_string();
+        assert_eq!(refuse("a:b"), "Invalid service port definition format: a:b");
+        assert_eq!(
+            refuse("a:udp:3000"),
+            "Unsupported service port protocol: udp"
+        );
+        assert_eq!(refuse("a:tcp:x"), "Invalid port number: x");
+        assert_eq!(
+            refuse("a:tcp:80"),
+            "Service port number must be larger than 1024."
+        );
+        assert_eq!(
+            refuse("a:tcp:2001"),
+            "Service port 2000 and 2001 is reserved for internal use."
+        );
+        assert!(refuse("a:tcp:70000").starts_with("Invalid port number"));
+        assert_eq!(parse_services(" ,a:tcp:2002, ").expect("fine").len(), 1);
+    }
+
+    #[test]
+    fn a_virtual_folder_cannot_lead_out_of_its_place() {
+        for bad in ["../x", "/etc", "a/../../b", ""] {
+            let mount = VfolderMount {
+                name: bad.into(),
+                host: "h".into(),
+                id: "i".into(),
+                read_only: false,
+            };
+            assert!(vfolders(&settings(), &[mount]).is_err(), "{bad}");
+        }
+    }
+}

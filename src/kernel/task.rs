@@ -1,0 +1,328 @@
+//! The task that owns one kernel: it waits for a command, the container's end, idleness or the agent's end, and there
+//! is one way out, whoever asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::create::{Making, NotCreated};
+use super::live::{Container, Held, LastUsed, Live};
+use super::parts::Parts;
+use crate::agent::AgentError;
+use crate::agent::event::Event;
+use crate::agent::request::{Created, KernelConfig, KernelId, Reply};
+use crate::runtime::{ContainerId, RuntimeError};
+use crate::stats::KernelStats;
+
+/// SIGKILL.
+const KILL: i32 = 9;
+/// How long a killed container may take to end.
+const END_LIMIT: Duration = Duration::from_secs(10);
+/// How often removing a container is tried before it is left to the next reconciliation.
+const REMOVE_TRIES: u32 = 3;
+/// How long to wait before asking an engine again that did not answer.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What others ask of the owner.
+#[derive(Debug)]
+pub enum Command {
+    /// End the kernel.
+    Destroy {
+        /// Why.
+        reason: String,
+        /// Gets its last statistics.
+        reply: oneshot::Sender<Option<KernelStats>>,
+    },
+    /// Make its container anew.
+    Restart {
+        /// Image and environment.
+        config: Box<KernelConfig>,
+        /// Gets the new container.
+        reply: oneshot::Sender<Result<Reply, AgentError>>,
+    },
+}
+
+/// Where a kernel is in its life, as calls see it.
+#[derive(Clone, Debug)]
+pub enum Phase {
+    /// It has no container yet, or none at the moment: wait.
+    Pending,
+    /// Its container runs.
+    Running(Arc<Live>),
+    /// It is over.
+    Over,
+}
+
+/// A kernel's owner.
+#[derive(Debug)]
+pub struct Owner {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// The node.
+    pub parts: Arc<Parts>,
+    /// Commands.
+    pub inbox: mpsc::Receiver<Command>,
+    /// Tells calls where it is.
+    pub phase: Arc<watch::Sender<Phase>>,
+    /// Cancelled together with a `Destroy` command, to cut a creation short.
+    pub abort: CancellationToken,
+    /// When it was last used.
+    pub used: Arc<LastUsed>,
+}
+
+/// Why the owner stops serving a container.
+enum Cause {
+    /// The agent ends.
+    Stop,
+    /// The kernel ends; those who asked are answered at the end.
+    End(String, Vec<oneshot::Sender<Option<KernelStats>>>),
+    /// The container is replaced.
+    Restart(
+        Box<KernelConfig>,
+        oneshot::Sender<Result<Reply, AgentError>>,
+    ),
+}
+
+impl Owner {
+    /// Creates the kernel, answers, and owns it to its end.
+    pub async fn create(
+        mut self,
+        config: Box<KernelConfig>,
+        reply: oneshot::Sender<Result<Reply, AgentError>>,
+    ) {
+        match self.making(&config).kernel().await {
+            Ok((held, container)) => {
+                let created = container.live.created(&self.parts, &held.resource);
+                // A caller that gave up meanwhile has cancelled `abort` or will destroy the kernel.
+                let _ = reply.send(Ok(Reply::Created(Box::new(created))));
+                self.own(held, container).await;
+            }
+            Err(error) => {
+                answer(self.close().await, None, &self.kernel);
+                let _ = reply.send(match error {
+                    NotCreated::Failed(error) => Err(error),
+                    NotCreated::Aborted => Ok(Reply::Cancelled),
+                });
+            }
+        }
+    }
+
+    /// Owns a kernel that has its container, to its end.
+    pub async fn own(mut self, mut held: Held, mut container: Container) {
+        loop {
+            self.used.touch();
+            self.show(&container);
+            match self.serve(&held, &container.live).await {
+                Cause::Stop => return,
+                Cause::End(reason, waiting) => {
+                    return self.end(reason, waiting, held, Some(container)).await;
+                }
+                Cause::Restart(config, reply) => {
+                    match self.restart(&config, &mut held, container).await {
+                        Ok((next, created)) => {
+                            let _ = reply.send(Ok(Reply::Created(Box::new(created))));
+                            container = next;
+                        }
+                        Err(error) => {
+                            let reason = "restarting".to_owned();
+                            self.end(reason, Vec::new(), held, None).await;
+                            let _ = reply.send(error);
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets calls use a container.
+    pub fn show(&self, container: &Container) {
+        let live = Arc::clone(&container.live);
+        self.phase.send_replace(Phase::Running(live));
+    }
+
+    fn making<'a>(&'a self, config: &'a KernelConfig) -> Making<'a> {
+        Making {
+            parts: &self.parts,
+            kernel: &self.kernel,
+            config,
+            abort: &self.abort,
+        }
+    }
+
+    /// Waits for whatever ends this container's time.
+    async fn serve(&mut self, held: &Held, live: &Live) -> Cause {
+        let ended = ended(&self.parts, &live.container);
+        let idle = idle(&self.used, held.resource.idle_timeout);
+        tokio::select! {
+            () = self.parts.stop.cancelled() => Cause::Stop,
+            () = ended => Cause::End("self-terminated".to_owned(), Vec::new()),
+            () = idle => Cause::End("idle-timeout".to_owned(), Vec::new()),
+            Some(command) = self.inbox.recv() => match command {
+                Command::Destroy { reason, reply } => Cause::End(reason, vec![reply]),
+                Command::Restart { config, reply } => Cause::Restart(config, reply),
+            },
+        }
+    }
+
+    /// Replaces the container. The manager is told nothing of the old one's end: it ignores that while it restarts a
+    /// session, and coming late it would end the new one.
+    async fn restart(
+        &self,
+        config: &KernelConfig,
+        held: &mut Held,
+        old: Container,
+    ) -> Result<(Container, Created), Result<Reply, AgentError>> {
+        self.phase.send_replace(Phase::Pending);
+        old.live.token.cancel();
+        self.remove(&old.live.container).await;
+        // The old ports are given back last, so that the new ones are others wherever the pool has others.
+        let config = with_held(config, held);
+        let mut made = self.making(&config).again(held).await;
+        if matches!(
+            made,
+            Err(NotCreated::Failed(AgentError::PortsExhausted { .. }))
+        ) {
+            drop(old);
+            made = self.making(&config).again(held).await;
+        }
+        match made {
+            Ok(container) => {
+                let created = container.live.created(&self.parts, &held.resource);
+                Ok((container, created))
+            }
+            Err(NotCreated::Failed(error)) => Err(Err(error)),
+            Err(NotCreated::Aborted) => Err(Ok(Reply::Cancelled)),
+        }
+    }
+
+    /// Gives back everything, reports the end and answers those who wait for it.
+    async fn end(
+        mut self,
+        reason: String,
+        waiting: Vec<oneshot::Sender<Option<KernelStats>>>,
+        held: Held,
+        container: Option<Container>,
+    ) {
+        self.phase.send_replace(Phase::Over);
+        if let Some(container) = container {
+            container.live.token.cancel();
+            self.kill(&container.live.container).await;
+            self.parts.sample(&self.kernel).await;
+            self.remove(&container.live.container).await;
+        }
+        let stats = self.parts.stats.get(&self.kernel);
+        if let Err(error) = held.scratch.remove().await {
+            tracing::error!(kernel = %self.kernel, "{error}");
+        }
+        drop(held.allocation);
+        let late = self.close().await;
+        self.parts.emit(Event::KernelTerminated {
+            kernel: self.kernel.clone(),
+            reason,
+            stats,
+        });
+        for reply in waiting {
+            let _ = reply.send(stats);
+        }
+        answer(late, stats, &self.kernel);
+    }
+
+    /// Takes the kernel out of the registry; gives the commands that came too late.
+    async fn close(&mut self) -> Vec<Command> {
+        self.phase.send_replace(Phase::Over);
+        self.parts.registry.forget(&self.kernel);
+        self.inbox.close();
+        let mut late = Vec::new();
+        while let Some(command) = self.inbox.recv().await {
+            late.push(command);
+        }
+        late
+    }
+
+    /// Kills the container and waits until it is dead, so that its last statistics are complete.
+    async fn kill(&self, container: &ContainerId) {
+        let killed = self.parts.runtime.kill(container, KILL);
+        match self.parts.within(killed, "kill").await {
+            Ok(()) => {
+                let dead = ended(&self.parts, container);
+                if tokio::time::timeout(END_LIMIT, dead).await.is_err() {
+                    tracing::warn!(kernel = %self.kernel, %container, "survives SIGKILL for 10 s");
+                }
+            }
+            Err(RuntimeError::NotFound(_)) => {}
+            Err(error) => tracing::warn!(kernel = %self.kernel, %container, "{error}"),
+        }
+    }
+
+    /// Removes the container; what is left after a few tries is found by the next reconciliation.
+    async fn remove(&self, container: &ContainerId) {
+        if self.parts.keep_containers {
+            return self.kill(container).await;
+        }
+        for attempt in 1..=REMOVE_TRIES {
+            let removed = self.parts.runtime.remove(container);
+            match self.parts.within(removed, "removal").await {
+                Ok(()) | Err(RuntimeError::NotFound(_)) => return,
+                Err(error) => {
+                    tracing::warn!(kernel = %self.kernel, %container, attempt, "{error}");
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Answers commands that came when the kernel was over. Those who asked may have given up.
+fn answer(commands: Vec<Command>, stats: Option<KernelStats>, kernel: &KernelId) {
+    for command in commands {
+        match command {
+            Command::Destroy { reply, .. } => {
+                let _ = reply.send(stats);
+            }
+            Command::Restart { reply, .. } => {
+                let _ = reply.send(Err(AgentError::UnknownKernel(kernel.clone())));
+            }
+        }
+    }
+}
+
+/// A restart's request, completed by what the kernel keeps.
+fn with_held(config: &KernelConfig, held: &Held) -> KernelConfig {
+    KernelConfig {
+        slots: held.resource.slots.clone(),
+        idle_timeout: held.resource.idle_timeout,
+        ..config.clone()
+    }
+}
+
+/// Waits until the container is over, however often the engine has to be asked.
+async fn ended(parts: &Parts, container: &ContainerId) {
+    loop {
+        match parts.runtime.wait(container).await {
+            Ok(_) | Err(RuntimeError::NotFound(_)) => return,
+            Err(error) => {
+                tracing::warn!(%container, "cannot wait for its end: {error}");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Waits until the kernel has not been used for so many seconds; 0 is never.
+async fn idle(used: &LastUsed, seconds: u64) {
+    if seconds == 0 {
+        return std::future::pending().await;
+    }
+    let limit = Duration::from_secs(seconds);
+    loop {
+        match used.get().checked_add(limit) {
+            None => return std::future::pending().await,
+            Some(due) if due <= Instant::now() => return,
+            Some(due) => tokio::time::sleep_until(due).await,
+        }
+    }
+}

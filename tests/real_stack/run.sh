@@ -1,0 +1,22 @@
+#!/bin/bash
+# run.sh [CASE...]: the agent (BACKENDAI_AGENT_BIN, else target/debug/backendai-agent) under the real 19.03.3 manager.
+# Prints `ok NAME`, `FAILED NAME` or `skipped NAME: what is missing` for each case.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib.sh
+. "$here/../../scripts/lib.sh"
+
+agent=${BACKENDAI_AGENT_BIN:-$repo/target/debug/backendai-agent}
+[ -x "$agent" ] || die "no agent at $agent: run 'cargo build' first"
+
+need_apt iproute2 nftables redis-tools
+need_services etcd-server redis-server postgresql docker-registry
+status=0
+venvs=$("$here/venvs.sh") || status=$?
+if [ "$status" = 77 ]; then echo "skipped real_stack: needs $venvs"; exit 0; fi
+[ "$status" = 0 ] || exit "$status"
+manager=$(sed -n 1p <<< "$venvs") client=$(sed -n 2p <<< "$venvs")
+
+as_root env PATH="$PATH" PYTHONDONTWRITEBYTECODE=1 "$client/bin/python" "$here/scenario.py" --manager-venv "$manager" \
+  --agent "$agent" --python-tar "$("$repo/scripts/kernel-image.sh" python)" --busybox-tar "$("$repo/scripts/kernel-image.sh" busybox)" \
+  --logs "$logs/real-stack" "$@"

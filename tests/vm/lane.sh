@@ -1,0 +1,23 @@
+#!/bin/bash
+# The lane of `make test` that needs a pure cgroup v2: packs the agent, two kernel images and ./cases onto a disk and runs them in
+# a virtual machine. Prints `ok NAME`, `FAILED NAME` or `skipped NAME: what is missing`.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib.sh
+. "$here/../../scripts/lib.sh"
+if [ "$(uname -m)" != x86_64 ]; then echo "skipped vm: needs an x86-64 machine"; exit 0; fi
+agent=${BACKENDAI_AGENT_BIN:-$repo/target/debug/backendai-agent}
+[ -x "$agent" ] || die "no agent at $agent: run 'cargo build' first"
+need_apt qemu-system-x86 mmdebstrap e2fsprogs busybox-static cpio kmod binutils jq
+
+payload=$(mktemp -d "${TMPDIR:-/var/tmp}/bai-payload.XXXXXX")
+trap 'rm -rf "$payload"' EXIT
+strip -o "$payload/backendai-agent" "$agent"
+for name in busybox python; do
+  cp "$("$repo/scripts/kernel-image.sh" $name)" "$payload/$name.tar"
+  "$repo/scripts/kernel-image.sh" --flags $name > "$payload/$name.flags"
+  "$repo/scripts/kernel-image.sh" --ref $name > "$payload/$name.ref"
+done
+cp "$here/cases" "$payload/cases"
+mkdir -p "$logs"
+as_root env HOME="$HOME" "$here/boot.sh" "$payload" "$logs/vm-console.log"
