@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::support::{Agent, Builder, Kernel, plain_python};
 
 /// The system's Python and, where they are installed, the oldest ones that images have.
-fn pythons() -> Vec<PathBuf> {
+pub fn pythons() -> Vec<PathBuf> {
     let home = PathBuf::from(std::env::var_os("HOME").expect("a home"));
     let mut all = vec![PathBuf::from("/usr/bin/python3")];
     for prefix in ["2.7", "3.5", "3.6", "3.13"] {
