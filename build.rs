@@ -12,17 +12,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 fn main() {
-<<<<<<< HEAD
-    for path in [
-        "build.rs",
-        "Cargo.toml",
-        "krunner-env/layer.rs",
-        "krunner-env/Cargo.toml",
-        "krunner-env/src",
-    ] {
-=======
     for path in ["build.rs", "Cargo.toml"] {
->>>>>>> krunner
         println!("cargo::rerun-if-changed={path}");
     }
     for path in [
@@ -64,72 +54,10 @@ fn digest(data: &[u8]) -> String {
 fn build_krunner(out: &Path) -> PathBuf {
     let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let folder = shared_target(out).join("krunner-layer");
-<<<<<<< HEAD
-    let mut cargo = Command::new(variable("CARGO"));
-    for (name, _) in
-        std::env::vars_os().filter(|(name, _)| is_of_the_outer_build(&name.to_string_lossy()))
-    {
-        cargo.env_remove(name);
-    }
-    cargo
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "krunner-env",
-            "--bin",
-            "krunner",
-            "--profile",
-            "krunner",
-            "--target",
-            &target,
-        ])
-        .arg("--target-dir")
-        .arg(&folder)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .current_dir(variable("CARGO_MANIFEST_DIR"));
-    let status = cargo
-        .status()
-        .unwrap_or_else(|error| panic!("cannot run cargo for krunner: {error}"));
-    assert!(
-        status.success(),
-        "krunner does not build ({status}): see the messages above; the static C library (Debian: libc6-dev) is needed, \
-         or a layer built elsewhere in BACKENDAI_KRUNNER_LAYER"
-    );
-    folder.join(target).join("krunner").join("krunner")
-}
-
-fn is_of_the_outer_build(name: &str) -> bool {
-    let kept = [
-        "CARGO_HOME",
-        "CARGO_NET_",
-        "CARGO_HTTP_",
-        "CARGO_REGISTRIES_",
-        "CARGO_REGISTRY_",
-        "CARGO_TERM_",
-        "CARGO_SOURCE_",
-    ];
-    let cargo = name.starts_with("CARGO") && !kept.iter().any(|prefix| name.starts_with(prefix));
-    let rust =
-        name.starts_with("RUSTC") || name.starts_with("RUSTFLAGS") || name.starts_with("RUSTDOC");
-    // What cargo tells build scripts about the outer package and profile.
-    let script = [
-        "OUT_DIR",
-        "TARGET",
-        "HOST",
-        "NUM_JOBS",
-        "OPT_LEVEL",
-        "DEBUG",
-        "PROFILE",
-        "DEP_",
-    ];
-    cargo || rust || script.iter().any(|prefix| name.starts_with(prefix)) || name == "MAKEFLAGS"
-=======
     static_build::build_static(&variable("CARGO"), &workspace, &variable("TARGET"), &folder)
         .unwrap_or_else(|error| {
             panic!("{error}, or a layer built elsewhere in BACKENDAI_KRUNNER_LAYER")
         })
->>>>>>> krunner
 }
 
 /// The outer build's target folder, or the script's own if it is not to be found.

@@ -105,15 +105,10 @@ impl Child<'_> {
             for ((_, number), moved) in self.fds.iter().zip(&self.moved) {
                 libc::dup2(*moved, *number);
             }
-<<<<<<< HEAD
-            // Ignored by Rust's start-up code; programs expect the default.
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-=======
             // Ignored by Rust's start-up code (SIGPIPE) or by who started us; programs expect the defaults.
             for signal in 1..=libc::SIGRTMAX() {
                 libc::signal(signal, libc::SIG_DFL);
             }
->>>>>>> krunner
             libc::sigprocmask(
                 libc::SIG_SETMASK,
                 &raw const self.no_signals,
