@@ -6,6 +6,11 @@ use backendai_agent::cli::{self, Cli};
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // A monitor must never have a second thread, so it is told from the rest before anything else.
+    #[cfg(feature = "youki")]
+    if let Some(code) = backendai_agent::backends::youki::helper_main() {
+        return code;
+    }
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -38,7 +38,7 @@ const DESTROY_LIMIT: Duration = Duration::from_secs(180);
 pub struct KernelHandle {
     id: KernelId,
     commands: mpsc::Sender<Command>,
-    phase: watch::Receiver<Phase>,
+    phase: Arc<watch::Sender<Phase>>,
     abort: CancellationToken,
     used: Arc<LastUsed>,
 }
@@ -81,19 +81,20 @@ impl KernelHandle {
     ) -> Result<(), AgentError> {
         let (handle, owner) = Self::new(parts, id);
         parts.registry.add(&handle)?;
+        owner.show(&container);
         parts.tracker.spawn(owner.own(held, container));
         Ok(())
     }
 
     fn new(parts: &Arc<Parts>, id: KernelId) -> (Self, Owner) {
         let (commands, inbox) = mpsc::channel(16);
-        let (phase_sender, phase) = watch::channel(Phase::Pending);
+        let phase = Arc::new(watch::Sender::new(Phase::Pending));
         let (abort, used) = (CancellationToken::new(), Arc::new(LastUsed::now()));
         let owner = Owner {
             kernel: id.clone(),
             parts: Arc::clone(parts),
             inbox,
-            phase: phase_sender,
+            phase: Arc::clone(&phase),
             abort: abort.clone(),
             used: Arc::clone(&used),
         };
@@ -132,7 +133,7 @@ impl KernelHandle {
     /// # Errors
     /// [`AgentError::UnknownKernel`] when it is over.
     pub async fn live(&self) -> Result<Arc<Live>, AgentError> {
-        let mut phase = self.phase.clone();
+        let mut phase = self.phase.subscribe();
         let settled = phase.wait_for(|phase| !matches!(phase, Phase::Pending));
         match settled.await.as_deref() {
             Ok(Phase::Running(live)) => Ok(Arc::clone(live)),
@@ -181,6 +182,14 @@ impl KernelHandle {
     /// Whatever failed; the kernel is over then.
     pub async fn restart(&self, config: Box<KernelConfig>) -> Result<Reply, AgentError> {
         let (reply, answer) = oneshot::channel();
+        // Calls that come from now on wait for the new container.
+        self.phase.send_if_modified(|phase| {
+            let runs = matches!(phase, Phase::Running(_));
+            if runs {
+                *phase = Phase::Pending;
+            }
+            runs
+        });
         let asked = async {
             let command = Command::Restart { config, reply };
             if self.commands.send(command).await.is_err() {

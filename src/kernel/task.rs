@@ -66,7 +66,7 @@ pub struct Owner {
     /// Commands.
     pub inbox: mpsc::Receiver<Command>,
     /// Tells calls where it is.
-    pub phase: watch::Sender<Phase>,
+    pub phase: Arc<watch::Sender<Phase>>,
     /// Cancelled together with a `Destroy` command, to cut a creation short.
     pub abort: CancellationToken,
     /// When it was last used.
@@ -114,8 +114,7 @@ impl Owner {
     pub async fn own(mut self, mut held: Held, mut container: Container) {
         loop {
             self.used.touch();
-            self.phase
-                .send_replace(Phase::Running(Arc::clone(&container.live)));
+            self.show(&container);
             match self.serve(&held, &container.live).await {
                 Cause::Stop => return,
                 Cause::End(reason, waiting) => {
@@ -137,6 +136,12 @@ impl Owner {
                 }
             }
         }
+    }
+
+    /// Lets calls use a container.
+    pub fn show(&self, container: &Container) {
+        let live = Arc::clone(&container.live);
+        self.phase.send_replace(Phase::Running(live));
     }
 
     fn making<'a>(&'a self, config: &'a KernelConfig) -> Making<'a> {

@@ -9,6 +9,7 @@ pub mod fake;
 pub mod log;
 pub mod network;
 pub mod oci;
+pub mod seccomp;
 mod spec;
 mod status;
 

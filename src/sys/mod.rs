@@ -6,5 +6,6 @@
 
 pub mod cgroup;
 pub mod netns;
+pub mod pidfd;
 pub mod proc;
 pub mod rlimit;

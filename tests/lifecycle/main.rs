@@ -2,5 +2,7 @@
 //! time.
 
 mod create;
+mod files;
+mod life;
 mod node;
 mod run;

@@ -5,13 +5,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
 
-use super::super::live::Live;
+use crate::kernel::live::Live;
+use crate::runtime::Pid;
 
 /// Where the work folder is inside the container.
 pub const WORK: &str = "/home/work";
+/// How folders are opened that are only gone through.
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Opening is tried again when something was renamed meanwhile.
 const TRIES: usize = 16;
 
@@ -64,20 +67,30 @@ impl WorkPath {
 }
 
 impl View {
-    /// Opens the work folder of a running container, or of its scratch folder where the engine tells no process.
+    /// Opens the work folder of a running container, or of its scratch folder where no process shows it.
     ///
     /// # Errors
     /// When it is gone.
     pub fn open(live: &Live) -> io::Result<Self> {
-        let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        if let Some(pid) = live.pid {
-            let root = openat(CWD, format!("/proc/{pid}/root"), folder, Mode::empty())?;
-            let work = resolve(&root, Path::new(WORK), folder, ResolveFlags::IN_ROOT)?;
-            let root = Some(root);
-            return Ok(Self { root, work });
-        }
-        let work = openat(CWD, live.scratch.work(), folder, Mode::empty())?;
-        Ok(Self { root: None, work })
+        let scratch = openat(CWD, live.scratch.work(), FOLDER, Mode::empty())?;
+        Ok(match live.pid.and_then(|pid| Self::inside(pid, &scratch)) {
+            Some(view) => view,
+            None => Self {
+                root: None,
+                work: scratch,
+            },
+        })
+    }
+
+    /// The work folder as a process sees it. The process may have ended and its number be another's: what counts is
+    /// that its work folder is the kernel's.
+    fn inside(pid: Pid, scratch: &OwnedFd) -> Option<Self> {
+        let root = openat(CWD, format!("/proc/{pid}/root"), FOLDER, Mode::empty()).ok()?;
+        let work = resolve(&root, Path::new(WORK), FOLDER, ResolveFlags::IN_ROOT).ok()?;
+        let (seen, wanted) = (fstat(&work).ok()?, fstat(scratch).ok()?);
+        let same = (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino);
+        let root = Some(root);
+        same.then_some(Self { root, work })
     }
 
     /// Opens what is at a path for looking at it; also through absolute links, as a program inside would, if they stay

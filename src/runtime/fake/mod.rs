@@ -19,6 +19,9 @@ use super::{
     RuntimeError, RuntimeInfo,
 };
 
+/// Process ids of the fake are above those that Linux gives: nobody must take them for a real process.
+const FIRST_PID: Pid = 1 << 24;
+
 /// The calls that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verb {
@@ -79,7 +82,7 @@ struct State {
     /// Images that `pull` finds.
     registry: Vec<ImageInfo>,
     failures: HashMap<Verb, VecDeque<Failure>>,
-    last_pid: Pid,
+    started: Pid,
 }
 
 struct Container {
@@ -221,7 +224,7 @@ impl Container {
             image: self.spec.image.clone(),
             state: self.state,
             labels: self.spec.labels.clone(),
-            pid: None,
+            pid: self.pid,
             cgroup: None,
             address: None,
             ports: self.spec.ports.clone(),
@@ -272,8 +275,8 @@ impl ContainerRuntime for FakeRuntime {
         self.injected(Verb::Start).await?;
         let runner = krunner::start(&self.0.script, &self.0.tasks, self.clone(), id.clone());
         let mut state = self.state();
-        state.last_pid += 1;
-        let pid = state.last_pid;
+        state.started += 1;
+        let pid = FIRST_PID + state.started;
         let container = state.containers.get_mut(id);
         let container = container.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
         if container.state != ContainerState::Created {

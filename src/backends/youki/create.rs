@@ -1,0 +1,246 @@
+//! `create`: folder, network, cgroups, files, monitor; each step is undone by `remove`, which takes any state.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::cgroup::Hierarchies;
+use super::monitor::Answer;
+use super::record::{Folder, Record};
+use super::{Inner, Rootfs, Youki};
+use crate::runtime::oci::{self, Placement};
+use crate::runtime::{
+    BoxError, ContainerId, ContainerSpec, MountKind, NetworkMode, Result, RuntimeError,
+};
+
+impl Youki {
+    pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId> {
+        check(spec)?;
+        let rootfs = self.0.images.prepare(&spec.image).await?;
+        let (spec, id) = (spec.clone(), spec.id.clone());
+        self.blocking(format!("creating container {id}"), move |inner| {
+            inner.create(&spec, rootfs)
+        })
+        .await?;
+        Ok(id)
+    }
+}
+
+impl Inner {
+    fn create(&self, spec: &ContainerSpec, rootfs: Rootfs) -> Result<(), BoxError> {
+        check_sources(spec)?;
+        let folder = self.folder(&spec.id).map_err(|_| invalid_id(&spec.id))?;
+        let lock = self.claim(&folder, &spec.id)?;
+        let done = self.fill(spec, rootfs, &folder);
+        if done.is_err()
+            && let Err(error) = self.take_apart(&spec.id, &folder)
+        {
+            tracing::warn!("undoing the creation of container {}: {error}", spec.id);
+        }
+        drop(lock);
+        done
+    }
+
+    /// Makes the container's folder and locks it: it is ours until the lock is dropped.
+    fn claim(&self, folder: &Folder, id: &ContainerId) -> Result<File, BoxError> {
+        let new = self
+            .containers()
+            .join(format!(".{id}.{}", uuid::Uuid::new_v4()));
+        fs::create_dir(&new).map_err(|error| format!("{}: {error}", new.display()))?;
+        let lock = File::open(&new)?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        // A folder that is there has files in it: then this fails, and the container exists.
+        match fs::rename(&new, folder.path()) {
+            Ok(()) => Ok(lock),
+            Err(error) => {
+                let _ = fs::remove_dir(&new);
+                match error.kind() {
+                    ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists => {
+                        Err(RuntimeError::Invalid(format!(
+                            "container {id} exists already; remove it first"
+                        ))
+                        .into())
+                    }
+                    _ => Err(error.into()),
+                }
+            }
+        }
+    }
+
+    fn fill(&self, spec: &ContainerSpec, rootfs: Rootfs, folder: &Folder) -> Result<(), BoxError> {
+        let state = self.states().join(&spec.id.0);
+        let cgroup = Path::new("/backendai").join(&spec.id.0);
+        let record = Record {
+            id: spec.id.0.clone(),
+            name: spec.name.clone(),
+            image: rootfs.name,
+            labels: spec.labels.clone(),
+            ports: spec
+                .ports
+                .iter()
+                .map(|port| (port.host, port.container))
+                .collect(),
+            address: None,
+            cgroup: cgroup.clone(),
+            attached: false,
+            lowers: rootfs.lowers,
+            state: state.clone(),
+            log_limit: spec.log_limit,
+            files: name_files(spec),
+            cwd: spec.cwd.clone(),
+        };
+        folder.write("record.json", &record, false)?;
+        for part in ["upper", "work"] {
+            fs::create_dir_all(state.join(part))
+                .map_err(|error| format!("{}: {error}", state.display()))?;
+        }
+        Hierarchies::read()?.create(&cgroup)?;
+        let place = Placement {
+            rootfs: PathBuf::from("rootfs"),
+            netns: None,
+            cgroup,
+            limits: true,
+            image_env: rootfs.env,
+            open_files: open_files(),
+        };
+        let oci =
+            oci::spec(spec, &place).map_err(|error| RuntimeError::Invalid(error.to_string()))?;
+        folder.write("config.json", &oci, false)?;
+        self.spawn_monitor(&spec.id, folder)
+    }
+
+    /// Starts the monitor and waits until it has made the container.
+    fn spawn_monitor(&self, id: &ContainerId, folder: &Folder) -> Result<(), BoxError> {
+        let (mut ours, theirs) = UnixStream::pair()?;
+        let program = self
+            .config
+            .monitor_exe
+            .clone()
+            .unwrap_or_else(|| "/proc/self/exe".into());
+        let child = Command::new(&program)
+            .arg("__monitor")
+            .arg(folder.path())
+            .env_clear()
+            .current_dir("/")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("starting the monitor {}: {error}", program.display()))?;
+        self.monitors
+            .lock()
+            .expect("no panic while held")
+            .insert(id.0.clone(), child);
+        let mut answer = Vec::new();
+        // The monitor closes its end when it has answered, or when it dies.
+        ours.read_to_end(&mut answer)?;
+        match serde_json::from_slice(&answer) {
+            Ok(Answer::Pid(_)) => Ok(()),
+            Ok(Answer::Invalid(text)) => {
+                Err(RuntimeError::Invalid(format!("container {id}: {text}")).into())
+            }
+            Ok(Answer::Failed(text)) => Err(text.into()),
+            Err(_) => Err("the monitor died before it had made the container".into()),
+        }
+    }
+}
+
+fn invalid_id(id: &ContainerId) -> RuntimeError {
+    RuntimeError::Invalid(format!(
+        "container id {id:?} must be 1 to 128 letters, digits, '_', '-' or '.'"
+    ))
+}
+
+/// What can be said of a request without looking at the machine.
+fn check(spec: &ContainerSpec) -> Result<()> {
+    let wrong = |text: String| {
+        Err(RuntimeError::Invalid(format!(
+            "container {}: {text}",
+            spec.id
+        )))
+    };
+    if spec.args.is_empty() {
+        return wrong("there is no program to run".to_owned());
+    }
+    let zero = |text: &str| text.contains('\0');
+    if spec.args.iter().any(|arg| zero(arg))
+        || spec
+            .env
+            .iter()
+            .any(|(name, value)| zero(name) || zero(value))
+    {
+        return wrong("an argument or a variable has a zero byte".to_owned());
+    }
+    if let Some((name, _)) = spec
+        .env
+        .iter()
+        .find(|(name, _)| name.is_empty() || name.contains('='))
+    {
+        return wrong(format!("{name:?} cannot be the name of a variable"));
+    }
+    if !spec.cwd.is_absolute() {
+        return wrong(format!(
+            "the working folder {} is not absolute",
+            spec.cwd.display()
+        ));
+    }
+    if let Some(mount) = spec.mounts.iter().find(|mount| !mount.target.is_absolute()) {
+        return wrong(format!(
+            "the mount target {} is not absolute",
+            mount.target.display()
+        ));
+    }
+    if spec.network != NetworkMode::Bridge && !spec.ports.is_empty() {
+        return wrong(
+            "ports are forwarded only with a network of its own on the bridge".to_owned(),
+        );
+    }
+    if spec.network == NetworkMode::Bridge {
+        return wrong("this engine has no bridge".to_owned());
+    }
+    Ok(())
+}
+
+fn check_sources(spec: &ContainerSpec) -> Result<()> {
+    for mount in &spec.mounts {
+        if let MountKind::Bind(source) = &mount.kind
+            && !source.exists()
+        {
+            let text = format!(
+                "container {}: mount source {} does not exist",
+                spec.id,
+                source.display()
+            );
+            return Err(RuntimeError::Invalid(text));
+        }
+    }
+    Ok(())
+}
+
+/// The files by which names are resolved inside.
+fn name_files(spec: &ContainerSpec) -> Vec<(PathBuf, String)> {
+    let host = &spec.hostname;
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{host}\n"
+    );
+    let mut files = vec![
+        ("/etc/hostname".into(), format!("{host}\n")),
+        ("/etc/hosts".into(), hosts),
+    ];
+    if spec.network == NetworkMode::Host
+        && let Ok(text) = fs::read_to_string("/etc/resolv.conf")
+    {
+        files.push(("/etc/resolv.conf".into(), text));
+    }
+    files
+}
+
+fn open_files() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.maximum.unwrap_or(1 << 20).min(1 << 20)
+}

@@ -1,0 +1,212 @@
+//! The engine without a daemon: libcontainer in a small monitor process for each container, overlay snapshots.
+//!
+//! The agent holds nothing but child handles: what is known of a container lies in files (`record`), so that an agent
+//! that begins anew finds all of it. `create` makes a folder, a network and cgroups, and starts the monitor, which
+//! makes the container; `remove` takes everything apart, from whatever state it finds.
+
+mod cgroup;
+mod create;
+mod life;
+mod monitor;
+mod record;
+mod remove;
+mod rootfs;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::{Child, ExitCode};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+
+use self::record::Folder;
+use super::EngineConfig;
+use crate::runtime::{
+    BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
+    ExitStatus, Pid, Result, RuntimeError, RuntimeInfo,
+};
+
+/// Name of the engine.
+const NAME: &str = "youki";
+
+/// Where the engine takes root file systems from.
+#[async_trait]
+pub trait RootfsSource: Send + Sync + fmt::Debug {
+    /// Unpacks an image if need be.
+    async fn prepare(&self, image: &str) -> Result<Rootfs>;
+}
+
+/// A root file system to put a container on.
+#[derive(Clone, Debug)]
+pub struct Rootfs {
+    /// Canonical reference of the image.
+    pub name: String,
+    /// Folders, topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// Environment of the image, `K=V`.
+    pub env: Vec<String>,
+}
+
+/// Runs this process as a monitor when it was started as one; otherwise `None`. To be called before the process has
+/// a second thread, and before its command line is read: the names are not for people.
+#[must_use]
+pub fn helper_main() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    match (args.next()?.to_str()?, args.next()) {
+        ("__monitor", Some(folder)) => Some(monitor::monitor_main(folder.into())),
+        _ => None,
+    }
+}
+
+/// The engine.
+#[derive(Clone, Debug)]
+pub struct Youki(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: EngineConfig,
+    images: Arc<dyn RootfsSource>,
+    /// Monitors that this process started and must reap.
+    monitors: Mutex<HashMap<String, Child>>,
+}
+
+impl Youki {
+    /// Opens the engine on its two folders; makes them when they are missing.
+    ///
+    /// # Errors
+    /// When a folder cannot be made, or libcontainer's needs are not met.
+    pub async fn open(config: EngineConfig, images: Arc<dyn RootfsSource>) -> Result<Self> {
+        let this = Self(Arc::new(Inner {
+            config,
+            images,
+            monitors: Mutex::default(),
+        }));
+        this.blocking("opening the engine", |inner| inner.open_folders())
+            .await?;
+        Ok(this)
+    }
+
+    /// Runs file work off the async threads.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        action: impl Into<String>,
+        work: impl FnOnce(&Inner) -> Result<T, BoxError> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || work(&inner)).await;
+        match done.unwrap_or_else(|error| Err(error.into())) {
+            Ok(value) => Ok(value),
+            // An error that is cut already stays what it is.
+            Err(error) => match error.downcast::<RuntimeError>() {
+                Ok(error) => Err(*error),
+                Err(error) => Err(engine_error(action.into(), error)),
+            },
+        }
+    }
+}
+
+impl Inner {
+    fn folder(&self, id: &ContainerId) -> Result<Folder> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if id.0.is_empty()
+            || id.0.len() > 128
+            || id.0.starts_with('.')
+            || !id.0.chars().all(allowed)
+        {
+            return Err(RuntimeError::NotFound(id.clone()));
+        }
+        Ok(Folder::new(self.containers().join(&id.0)))
+    }
+
+    fn containers(&self) -> PathBuf {
+        self.config.run_dir.join("containers")
+    }
+
+    fn states(&self) -> PathBuf {
+        self.config.state_dir.join("containers")
+    }
+
+    fn open_folders(&self) -> Result<(), BoxError> {
+        for folder in [self.containers(), self.states()] {
+            std::fs::create_dir_all(&folder)
+                .map_err(|error| format!("{}: {error}", folder.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn engine_error(action: String, source: BoxError) -> RuntimeError {
+    RuntimeError::Engine {
+        engine: NAME,
+        action,
+        source,
+    }
+}
+
+#[async_trait]
+impl ContainerRuntime for Youki {
+    async fn info(&self) -> Result<RuntimeInfo> {
+        Ok(RuntimeInfo {
+            name: NAME,
+            version: "libcontainer 0.7".to_owned(),
+        })
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
+        self.create_container(spec).await
+    }
+
+    async fn start(&self, id: &ContainerId) -> Result<Pid> {
+        let id = id.clone();
+        self.blocking(format!("starting container {id}"), move |inner| {
+            inner.start(&id)
+        })
+        .await
+    }
+
+    async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
+        self.wait_container(id).await
+    }
+
+    async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()> {
+        let id = id.clone();
+        self.blocking(format!("signalling container {id}"), move |inner| {
+            inner.kill(&id, signal)
+        })
+        .await
+    }
+
+    async fn remove(&self, id: &ContainerId) -> Result<()> {
+        let id = id.clone();
+        self.blocking(format!("removing container {id}"), move |inner| {
+            inner.remove(&id)
+        })
+        .await
+    }
+
+    async fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo> {
+        let id = id.clone();
+        self.blocking(format!("inspecting container {id}"), move |inner| {
+            inner.inspect(&id)
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<ContainerInfo>> {
+        self.blocking("listing containers", |inner| inner.list())
+            .await
+    }
+
+    async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
+        let id = id.clone();
+        self.blocking(format!("reading the log of container {id}"), move |inner| {
+            inner.logs(&id, limit)
+        })
+        .await
+    }
+
+    async fn exec(&self, id: &ContainerId, _spec: &ExecSpec) -> Result<ExecOutput> {
+        Err(engine_error(format!("exec in {id}"), "to come".into()))
+    }
+}
