@@ -4,28 +4,30 @@
 
 #[path = "krunner-env/layer.rs"]
 mod layer;
+#[path = "krunner-env/static_build.rs"]
+mod static_build;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
 fn main() {
-    for path in [
-        "build.rs",
-        "Cargo.toml",
-        "krunner-env/layer.rs",
-        "krunner-env/Cargo.toml",
-        "krunner-env/src",
-    ] {
+    for path in ["build.rs", "Cargo.toml"] {
         println!("cargo::rerun-if-changed={path}");
     }
-    for path in ["krunner-env/zmtp/Cargo.toml", "krunner-env/zmtp/src"] {
-        println!("cargo::rerun-if-changed={path}");
+    for path in [
+        "layer.rs",
+        "static_build.rs",
+        "Cargo.toml",
+        "src",
+        "zmtp/Cargo.toml",
+        "zmtp/src",
+    ] {
+        println!("cargo::rerun-if-changed=krunner-env/{path}");
     }
     println!("cargo::rerun-if-env-changed=BACKENDAI_KRUNNER_LAYER");
     let out = PathBuf::from(variable("OUT_DIR"));
-    let tar = match std::env::var_os("BACKENDAI_KRUNNER_LAYER") {
+    let tar = match prebuilt_layer() {
         Some(path) => {
             println!("cargo::rerun-if-changed={}", Path::new(&path).display());
             read(Path::new(&path))
@@ -39,6 +41,14 @@ fn main() {
     println!("cargo::rustc-env=KRUNNER_LAYER_DIGEST={}", digest(&tar));
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "how people speak to build scripts"
+)]
+fn prebuilt_layer() -> Option<std::ffi::OsString> {
+    std::env::var_os("BACKENDAI_KRUNNER_LAYER")
+}
+
 /// `sha256:` and 64 hexadecimal digits.
 fn digest(data: &[u8]) -> String {
     Sha256::digest(data)
@@ -48,70 +58,14 @@ fn digest(data: &[u8]) -> String {
         })
 }
 
-/// A cargo of its own builds krunner for this machine's target, with the C library linked in. It keeps its results beside the
-/// outer build's, so that they are shared by all profiles, and nothing of the outer build's settings reaches it.
+/// Keeps its results beside the outer build's, so that they are shared by all profiles.
 fn build_krunner(out: &Path) -> PathBuf {
-    let target = variable("TARGET");
+    let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let folder = shared_target(out).join("krunner-layer");
-    let mut cargo = Command::new(variable("CARGO"));
-    for (name, _) in
-        std::env::vars_os().filter(|(name, _)| is_of_the_outer_build(&name.to_string_lossy()))
-    {
-        cargo.env_remove(name);
-    }
-    cargo
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "krunner-env",
-            "--bin",
-            "krunner",
-            "--profile",
-            "krunner",
-            "--target",
-            &target,
-        ])
-        .arg("--target-dir")
-        .arg(&folder)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .current_dir(variable("CARGO_MANIFEST_DIR"));
-    let status = cargo
-        .status()
-        .unwrap_or_else(|error| panic!("cannot run cargo for krunner: {error}"));
-    assert!(
-        status.success(),
-        "krunner does not build ({status}): see the messages above; the static C library (Debian: libc6-dev) is needed, \
-         or a layer built elsewhere in BACKENDAI_KRUNNER_LAYER"
-    );
-    folder.join(target).join("krunner").join("krunner")
-}
-
-fn is_of_the_outer_build(name: &str) -> bool {
-    let kept = [
-        "CARGO_HOME",
-        "CARGO_NET_",
-        "CARGO_HTTP_",
-        "CARGO_REGISTRIES_",
-        "CARGO_REGISTRY_",
-        "CARGO_TERM_",
-        "CARGO_SOURCE_",
-    ];
-    let cargo = name.starts_with("CARGO") && !kept.iter().any(|prefix| name.starts_with(prefix));
-    let rust =
-        name.starts_with("RUSTC") || name.starts_with("RUSTFLAGS") || name.starts_with("RUSTDOC");
-    // What cargo tells build scripts about the outer package and profile.
-    let script = [
-        "OUT_DIR",
-        "TARGET",
-        "HOST",
-        "NUM_JOBS",
-        "OPT_LEVEL",
-        "DEBUG",
-        "PROFILE",
-        "DEP_",
-    ];
-    cargo || rust || script.iter().any(|prefix| name.starts_with(prefix)) || name == "MAKEFLAGS"
+    static_build::build_static(&variable("CARGO"), &workspace, &variable("TARGET"), &folder)
+        .unwrap_or_else(|error| {
+            panic!("{error}, or a layer built elsewhere in BACKENDAI_KRUNNER_LAYER")
+        })
 }
 
 /// The outer build's target folder, or the script's own if it is not to be found.
@@ -125,6 +79,10 @@ fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "how cargo speaks to build scripts"
+)]
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run by cargo"))
 }

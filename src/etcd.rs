@@ -46,16 +46,25 @@ pub enum EtcdError {
         /// What was asked.
         action: String,
     },
+    /// There is no connection.
+    #[error("etcd at {address} cannot be reached ({action}: {reason}); check --etcd-addr")]
+    Unreachable {
+        /// Its address.
+        address: String,
+        /// What was asked.
+        action: String,
+        /// Why.
+        reason: String,
+    },
     /// It answers with an error.
-    #[error("etcd at {address}: {action}: {source}")]
+    #[error("etcd at {address}: {action}: {reason}")]
     Failed {
         /// Its address.
         address: String,
         /// What was asked.
         action: String,
         /// Its error.
-        #[source]
-        source: Box<etcd_client::Error>,
+        reason: String,
     },
     /// A key that the manager writes is not there.
     #[error("etcd at {address} has no key {key}; is the manager's set-up complete?")]
@@ -122,7 +131,7 @@ impl Etcd {
     /// Connects, logs in if there is a user, and makes sure that etcd answers.
     ///
     /// # Errors
-    /// [`EtcdError::Silent`], [`EtcdError::Failed`].
+    /// [`EtcdError::Silent`], [`EtcdError::Unreachable`], [`EtcdError::Failed`].
     pub async fn connect(config: &EtcdConfig) -> Result<Self, EtcdError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(DEADLINE)
@@ -338,10 +347,28 @@ async fn deadline<T>(
     }
 }
 
+/// gRPC's code for a server that cannot be reached.
+const UNAVAILABLE: i32 = 14;
+
 fn failed(address: &str, action: &str, error: etcd_client::Error) -> EtcdError {
-    EtcdError::Failed {
-        address: address.to_owned(),
-        action: action.to_owned(),
-        source: Box::new(error),
+    let (address, action) = (address.to_owned(), action.to_owned());
+    match error {
+        etcd_client::Error::GRpcStatus(status) if status.code() as i32 == UNAVAILABLE => {
+            EtcdError::Unreachable {
+                address,
+                action,
+                reason: status.message().to_owned(),
+            }
+        }
+        etcd_client::Error::GRpcStatus(status) => EtcdError::Failed {
+            address,
+            action,
+            reason: status.message().to_owned(),
+        },
+        other => EtcdError::Failed {
+            address,
+            action,
+            reason: other.to_string(),
+        },
     }
 }

@@ -1,7 +1,7 @@
 //! The log: lines for people on stderr, and JSON lines in a file that is rotated by size.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -38,7 +38,11 @@ pub fn start(config: &LogConfig) -> io::Result<()> {
     // A second start in one process keeps the first one's log.
     let _already = tracing_subscriber::registry()
         .with(filter)
-        .with(fmt::layer().with_writer(io::stderr))
+        .with(
+            fmt::layer()
+                .with_ansi(io::stderr().is_terminal())
+                .with_writer(io::stderr),
+        )
         .with(file)
         .try_init();
     Ok(())

@@ -97,6 +97,6 @@ impl Command {
 
     /// Sends a signal to the program and all that it has started.
     pub(crate) fn signal(&self, signal: i32) {
-        process::signal_group(self.pid, signal);
+        process::signal_group(self.pid, signal, self.exit.is_some());
     }
 }

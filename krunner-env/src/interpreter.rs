@@ -222,7 +222,7 @@ impl Interpreter {
 
     /// Sends a signal to the interpreter and all that it has started.
     pub(crate) fn signal(&self, signal: i32) {
-        process::signal_group(self.pid, signal);
+        process::signal_group(self.pid, signal, self.exit.is_some());
     }
 }
 

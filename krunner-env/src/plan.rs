@@ -87,7 +87,7 @@ fn heuristic(phase: Phase, place: &Place<'_>) -> Plan {
         Phase::Build | Phase::Exec => {
             let wanted: Vec<&str> = rules.iter().map(|rule| wanted_name(rule.needs)).collect();
             let sentence = if wanted.is_empty() {
-                format!("no default for this kind of kernel: give a command instead of *")
+                "no default for this kind of kernel: give a command instead of *".to_owned()
             } else {
                 format!(
                     "none of these is in {}: {}",

@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand. `serve` is the default.
 
+pub mod daemon;
 pub mod image;
 pub mod run;
 pub mod serve;

@@ -1,17 +1,140 @@
-//! `backendai-agent run`.
+//! `backendai-agent run`: code in a new kernel on this machine, with no manager, etcd or Redis, through the same agent
+//! that serves a manager.
 
+pub mod job;
+pub mod session;
+pub mod terminal;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
 
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::job::{Job, Stop};
+use self::session::Session;
+use self::terminal::Terminal;
 use super::CommonArgs;
+use crate::kernel::runner::link::Connect;
+use crate::runtime::{ContainerRuntime, ImageStore};
 
 /// Run code in a new kernel.
-#[derive(Clone, Debug, clap::Args)]
-pub struct RunArgs {}
+///
+/// Without CODE, FILE or CMD the code is read from standard input. Files are copied into the kernel's work folder; the
+/// first one is run.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct RunArgs {
+    /// Image to run in [default: the first kernel image of the store].
+    #[arg(long, value_name = "REF")]
+    pub image: Option<String>,
+    /// Code to run in the image's interpreter.
+    #[arg(short = 'c', long = "code", value_name = "CODE", conflicts_with_all = ["files", "exec", "build"])]
+    pub code: Option<String>,
+    /// Files to copy into the kernel.
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Shell command to run after the files are there; `*` lets the runner choose.
+    #[arg(long, value_name = "CMD")]
+    pub exec: Option<String>,
+    /// Shell command to run before that; `*` lets the runner choose.
+    #[arg(long, value_name = "CMD")]
+    pub build: Option<String>,
+    /// CPU shares; two are one core.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub cpu: String,
+    /// Memory, such as 512m or 2g.
+    #[arg(long, value_name = "SIZE", default_value = "1g")]
+    pub mem: String,
+    /// Environment variable for the code; repeatable.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Folder of this machine to show at /home/work/NAME; repeatable.
+    #[arg(long, value_name = "FOLDER:NAME[:ro]")]
+    pub mount: Vec<String>,
+    /// Ends the kernel after this many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// No progress on standard error.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Where a run happens.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The engine.
+    pub runtime: Arc<dyn ContainerRuntime>,
+    /// Its images.
+    pub images: Arc<dyn ImageStore>,
+    /// The way to runners.
+    pub connect: Arc<dyn Connect>,
+    /// What is shown at `/opt/backend.ai`.
+    pub krunner: PathBuf,
+    /// Folder below which the run keeps its files.
+    pub folder: PathBuf,
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// Whatever ended it.
-pub async fn main(_args: RunArgs, _common: CommonArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not there yet")
+pub async fn main(args: RunArgs, common: CommonArgs) -> anyhow::Result<ExitCode> {
+    let began = Instant::now();
+    let place = open(&common).await?;
+    let (sender, stops) = mpsc::channel(4);
+    let (tasks, ended) = (TaskTracker::new(), CancellationToken::new());
+    let listening = listen(sender)?;
+    let until = ended.clone();
+    tasks.spawn(async move {
+        until.run_until_cancelled(listening).await;
+    });
+    let terminal = Terminal::standard(!args.quiet);
+    let code = Box::pin(run(&args, &place, terminal, stops, began)).await;
+    ended.cancel();
+    Ok(ExitCode::from(code?))
+}
+
+/// Runs a job from beginning to end; gives the exit status for the shell.
+///
+/// # Errors
+/// Whatever kept the code from being run; nothing is left behind then either.
+pub async fn run(
+    args: &RunArgs,
+    place: &Place,
+    terminal: Terminal,
+    stops: mpsc::Receiver<Stop>,
+    began: Instant,
+) -> anyhow::Result<u8> {
+    let (session, events) = Session::open(place, args).await?;
+    let mut job = Job::new(args, &session, terminal, stops, began);
+    let code = job.run(events).await;
+    session.close().await;
+    code
+}
+
+/// Turns signals into requests to stop.
+fn listen(stops: mpsc::Sender<Stop>) -> std::io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            let stop = tokio::select! {
+                _ = interrupt.recv() => Stop::Interrupt,
+                _ = terminate.recv() => Stop::Terminate,
+                _ = hangup.recv() => Stop::Terminate,
+            };
+            if stops.send(stop).await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+async fn open(_common: &CommonArgs) -> anyhow::Result<Place> {
+    anyhow::bail!("this build has no container engine")
 }

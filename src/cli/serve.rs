@@ -9,12 +9,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::CommonOptions;
+use super::daemon::{self, Place, Stop};
 use crate::agent::event::EventSender;
 use crate::config::Config;
 use crate::logging;
 use crate::manager::Node;
 use crate::manager::identity::Sources;
-use crate::manager::v1903::daemon::{self, Place, Stop};
 
 /// Options of `serve`, as they are given; [`Config`](crate::config::Config) judges them.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -195,7 +195,7 @@ pub async fn main(args: ServeArgs, common: &CommonOptions) -> anyhow::Result<Exi
     let listening = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(listening.clone().run_until_cancelled_owned(listen(sender)?));
-    let ended = daemon::run(config, Sources::default(), build_node, stops).await;
+    let ended = Box::pin(daemon::run(config, Sources::default(), build_node, stops)).await;
     listening.cancel();
     ended.map(|()| ExitCode::SUCCESS)
 }

@@ -272,6 +272,7 @@ impl Runner {
 
     /// Completes at once or not at all: nobody waits for a list while user code runs.
     fn complete(&mut self, line: &str) {
+        self.advance();
         let busy = matches!(self.current, Some(Current::Query { .. }));
         match &mut self.interpreter {
             Some(interpreter) if !busy => interpreter.complete(line),

@@ -254,6 +254,8 @@ impl Runner {
     }
 
     pub(super) fn interrupt(&mut self) {
+        // What came before the interrupt has its turn before it.
+        self.advance();
         match &mut self.current {
             None => {}
             Some(Current::Steps(steps)) => steps.signal(libc::SIGINT),

@@ -105,8 +105,10 @@ impl Child<'_> {
             for ((_, number), moved) in self.fds.iter().zip(&self.moved) {
                 libc::dup2(*moved, *number);
             }
-            // Ignored by Rust's start-up code; programs expect the default.
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            // Ignored by Rust's start-up code (SIGPIPE) or by who started us; programs expect the defaults.
+            for signal in 1..=libc::SIGRTMAX() {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             libc::sigprocmask(
                 libc::SIG_SETMASK,
                 &raw const self.no_signals,
@@ -145,11 +147,18 @@ pub(crate) fn reap() -> Option<(Pid, i32)> {
     Some((pid, code))
 }
 
-/// Sends a signal to the process group of a child. A group that is gone is no error.
-pub(crate) fn signal_group(leader: Pid, signal: libc::c_int) {
-    if leader > 1 {
+/// Sends a signal to the process group of a child. A group that is gone is no error. `reaped`: the child is, the rest
+/// of its group perhaps not.
+pub(crate) fn signal_group(leader: Pid, signal: libc::c_int, reaped: bool) {
+    if leader <= 1 {
+        return;
+    }
+    // SAFETY: no pointers.
+    let missed = unsafe { libc::kill(-leader, signal) } != 0;
+    if missed && !reaped {
+        // A child that has not come to its setsid yet; until it is reaped the number is its own.
         // SAFETY: no pointers.
-        unsafe { libc::kill(-leader, signal) };
+        unsafe { libc::kill(leader, signal) };
     }
 }
 

@@ -1,7 +1,9 @@
 //! A kernel for tests: the real binary in temporary folders and on free ports, and the agent's two sockets to it.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -148,6 +150,37 @@ impl Agent {
         }
     }
 
+    /// Receives output until it is this, in one record or several.
+    pub fn expect_stdout(&mut self, expected: &str) {
+        let mut output = Vec::new();
+        while output.len() < expected.len() {
+            let (kind, body) = self.recv();
+            assert_eq!(kind, "stdout", "{}", String::from_utf8_lossy(&body));
+            output.extend(body);
+        }
+        assert_eq!(String::from_utf8_lossy(&output), expected);
+    }
+
+    /// Interrupts a shell command until it ends. Once is not always enough: while dash starts a program, a signal
+    /// can meet it between its fork and its exec, and is lost there.
+    pub fn interrupt_command(&mut self) -> Run {
+        let mut run = Run::default();
+        loop {
+            self.send("interrupt", "");
+            while let Some((kind, body)) = self.recv_within(Duration::from_millis(500)) {
+                match kind.as_str() {
+                    "finished" => {
+                        run.end = String::from_utf8(body).expect("ends are text");
+                        return run;
+                    }
+                    "stdout" => run.stdout.extend(body),
+                    "stderr" => run.stderr.extend(body),
+                    _ => run.others.push((kind, body)),
+                }
+            }
+        }
+    }
+
     /// Runs a query to its end.
     pub fn query(&mut self, code: &str) -> Run {
         self.send("code", code);
@@ -206,6 +239,9 @@ pub struct Kernel {
 #[derive(Debug)]
 pub struct Builder {
     dir: TempDir,
+    program: PathBuf,
+    rooted: bool,
+    init: bool,
     before: Vec<String>,
     after: Vec<String>,
     environ: Vec<(String, String)>,
@@ -225,6 +261,9 @@ impl Builder {
             .collect();
         Self {
             dir,
+            program: binary().to_owned(),
+            rooted: false,
+            init: false,
             before: Vec::new(),
             after,
             environ: Vec::new(),
@@ -236,6 +275,35 @@ impl Builder {
     pub fn wrapped(mut self, words: &[&str]) -> Self {
         self.before = words.iter().map(|word| (*word).to_owned()).collect();
         self
+    }
+
+    /// Another binary than cargo's.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
+    }
+
+    /// Starts by `krunner init`.
+    pub fn init(mut self) -> Self {
+        self.init = true;
+        self
+    }
+
+    /// Makes the kernel's folder the root of the runner, with nothing else in it.
+    pub fn rooted(mut self) -> Self {
+        self.rooted = true;
+        self
+    }
+
+    /// A path in the kernel's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Lets other users in.
+    pub fn open_to_others(&self) {
+        std::fs::set_permissions(self.dir.path(), std::fs::Permissions::from_mode(0o755))
+            .expect("our folder");
     }
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
@@ -258,16 +326,23 @@ impl Builder {
     }
 
     pub fn start(self) -> Kernel {
-        let path = |name: &str| self.dir.path().join(name);
-        let mut words: Vec<std::ffi::OsString> = self.before.iter().map(Into::into).collect();
-        words.push(binary().into());
-        for (option, value) in [
-            ("--config-dir", path("config")),
-            ("--work-dir", path("work")),
-            ("--input-socket", path("tmp/input.sock")),
-            ("--ports-file", path("tmp/ports")),
+        let mut words: Vec<OsString> = self.before.iter().map(Into::into).collect();
+        let root = if self.rooted {
+            self.furnish_root(&mut words)
+        } else {
+            self.dir.path().to_owned()
+        };
+        if !self.rooted {
+            words.push(self.program.clone().into());
+        }
+        words.extend(self.init.then(|| "init".into()));
+        for (option, name) in [
+            ("--config-dir", "config"),
+            ("--work-dir", "work"),
+            ("--input-socket", "tmp/input.sock"),
+            ("--ports-file", "tmp/ports"),
         ] {
-            words.extend([option.into(), value.into_os_string()]);
+            words.extend([option.into(), root.join(name).into_os_string()]);
         }
         words.extend(
             [
@@ -287,20 +362,39 @@ impl Builder {
         command
             .args(&words[1..])
             .env_remove("PYTHONPATH")
-            .env("TMPDIR", path("tmp"))
-            .env("MPLCONFIGDIR", path("tmp"));
+            .env("TMPDIR", root.join("tmp"));
         command
-            .envs(self.environ)
+            .env("MPLCONFIGDIR", root.join("tmp"))
+            .envs(self.environ.iter().map(|(name, value)| (name, value)));
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(self.log);
         let mut child = command.spawn().expect("the binary starts");
-        let ports = wait_for_ports(&mut child, &path("tmp/ports"));
+        let ports = wait_for_ports(&mut child, &self.dir.path().join("tmp/ports"));
         Kernel {
             child,
             dir: self.dir,
             ports,
         }
+    }
+
+    /// The runner, the folders that it writes to, and the words that start it there.
+    fn furnish_root(&self, words: &mut Vec<OsString>) -> PathBuf {
+        for folder in ["opt/backend.ai/bin", "etc"] {
+            std::fs::create_dir_all(self.path(folder)).expect("a folder");
+        }
+        std::fs::copy(&self.program, self.path("opt/backend.ai/bin/krunner")).expect("a copy");
+        std::fs::write(self.path("opt/backend.ai/agent.sock"), "").expect("a file");
+        std::fs::set_permissions(self.path("tmp"), std::fs::Permissions::from_mode(0o1777))
+            .expect("our folder");
+        self.open_to_others();
+        words.extend([
+            "chroot".into(),
+            self.dir.path().into(),
+            "/opt/backend.ai/bin/krunner".into(),
+        ]);
+        PathBuf::from("/")
     }
 }
 

@@ -112,6 +112,20 @@ mod tests {
     use super::*;
     use crate::agent::request::KernelId;
 
+    #[tokio::test]
+    async fn only_the_newest_heartbeat_waits() {
+        // Nobody listens at this port.
+        let link = EventLink::connect("127.0.0.1:1", "i-a");
+        for number in 0..3 {
+            link.send_heartbeat(&Value::Array(vec![number.into()]));
+            link.send("kernel_started", &Value::Array(Vec::new()));
+        }
+        assert_eq!(link.push.queued(), 4);
+        link.push
+            .retain(|message| message.frames()[0] == b"instance_heartbeat"[..]);
+        assert_eq!(link.push.queued(), 1);
+    }
+
     #[test]
     fn a_termination_has_exactly_three_arguments() {
         let kernel = "01234567-89ab-cdef-0123-456789abcdef";

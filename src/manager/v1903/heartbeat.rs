@@ -69,6 +69,17 @@ pub fn send(node: &dyn Node, address: &Address, link: &EventLink) {
     link.send_heartbeat(&encode(address, &node.state()));
 }
 
+/// Tells the log when the manager goes and when it is back.
+fn report(link: &EventLink, reported: &mut Option<String>) {
+    let problem = link.problem();
+    match (&problem, &*reported) {
+        (Some(problem), None) => tracing::warn!(problem, "the manager cannot be reached"),
+        (None, Some(_)) => tracing::info!("the manager is reached again"),
+        _ => return,
+    }
+    *reported = problem;
+}
+
 /// Sends further ones until `stop`.
 pub async fn run(
     node: Arc<dyn Node>,
@@ -78,7 +89,9 @@ pub async fn run(
 ) {
     let mut timer = tokio::time::interval_at(tokio::time::Instant::now() + PERIOD, PERIOD);
     timer.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut reported = None;
     while stop.run_until_cancelled(timer.tick()).await.is_some() {
+        report(&link, &mut reported);
         send(&*node, &address, &link);
     }
 }

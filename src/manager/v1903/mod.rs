@@ -3,7 +3,6 @@
 
 pub mod arguments;
 pub mod call;
-pub mod daemon;
 pub mod event;
 pub mod frame;
 pub mod heartbeat;

@@ -30,18 +30,17 @@ const BATCH: usize = 128;
 
 /// Redis cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("redis at {address}: {source}{}", self.remedy())]
+#[error("redis at {address}: {reason}{}", self.remedy())]
 pub struct RedisUnusable {
     /// `host:port`.
     address: String,
     /// Why.
-    #[source]
-    source: RedisError,
+    reason: RedisError,
 }
 
 impl RedisUnusable {
     fn remedy(&self) -> &'static str {
-        let text = self.source.to_string();
+        let text = self.reason.to_string();
         if text.contains("WRONGPASS") || text.contains("NOAUTH") || text.contains("assword") {
             "; check the etcd key nodes/redis/password"
         } else {
@@ -76,9 +75,9 @@ impl StatsWriter {
         password: Option<&str>,
         agent: &str,
     ) -> Result<Self, RedisUnusable> {
-        let unusable = |source| RedisUnusable {
+        let unusable = |reason| RedisUnusable {
             address: crate::etcd::join_host_port(host, *port),
-            source,
+            reason,
         };
         let open = async {
             let mut settings = RedisConnectionInfo::default();

@@ -11,15 +11,15 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::event::{self, EventLink};
-use super::heartbeat::{self, Address};
-use super::redis::StatsWriter;
-use super::server::{self, Server};
 use crate::agent::event::{Event, EventSender};
 use crate::config::{Config, OnSigterm};
 use crate::etcd::Etcd;
 use crate::manager::identity::{Identity, Sources};
 use crate::manager::router::Router;
+use crate::manager::v1903::event::{self, EventLink};
+use crate::manager::v1903::heartbeat::{self, Address};
+use crate::manager::v1903::redis::StatsWriter;
+use crate::manager::v1903::server::{self, Server};
 use crate::manager::{Node, helper};
 use crate::metrics::Health;
 

@@ -1,0 +1,74 @@
+//! Builds the static krunner: a cargo of its own, for this machine's target, with the C library linked in.
+//! Included by the agent's build script and by the tests of this package; needs the standard library only.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Builds krunner in `folder` and returns the binary. Nothing of the settings of a build that this is called from
+/// reaches the inner one. A second call with the same sources is quick, also from another process.
+///
+/// # Errors
+/// What to do about it, as a sentence.
+pub fn build_static(
+    cargo: &str,
+    workspace: &Path,
+    target: &str,
+    folder: &Path,
+) -> Result<PathBuf, String> {
+    let mut command = Command::new(cargo);
+    for (name, _) in std::env::vars_os() {
+        if is_of_an_outer_build(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
+    }
+    command.args([
+        "build",
+        "--quiet",
+        "--package",
+        "krunner-env",
+        "--bin",
+        "krunner",
+    ]);
+    command
+        .args(["--profile", "krunner", "--target", target, "--target-dir"])
+        .arg(folder);
+    command
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .current_dir(workspace);
+    match command.status() {
+        Ok(status) if status.success() => Ok(folder.join(target).join("krunner").join("krunner")),
+        Ok(status) => Err(format!(
+            "krunner does not build ({status}): see the messages above; the static C library is needed (Debian: libc6-dev)"
+        )),
+        Err(error) => Err(format!("cannot run {cargo} for krunner: {error}")),
+    }
+}
+
+/// Settings of where packages come from stay; how the outer build compiles, and what cargo tells its scripts, goes.
+fn is_of_an_outer_build(name: &str) -> bool {
+    const KEPT: [&str; 7] = [
+        "CARGO_HOME",
+        "CARGO_NET_",
+        "CARGO_HTTP_",
+        "CARGO_REGISTRIES_",
+        "CARGO_REGISTRY_",
+        "CARGO_TERM_",
+        "CARGO_SOURCE_",
+    ];
+    const GONE: [&str; 12] = [
+        "CARGO",
+        "RUSTC",
+        "RUSTFLAGS",
+        "RUSTDOC",
+        "OUT_DIR",
+        "TARGET",
+        "HOST",
+        "NUM_JOBS",
+        "OPT_LEVEL",
+        "DEBUG",
+        "PROFILE",
+        "DEP_",
+    ];
+    let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    (starts(&GONE) && !starts(&KEPT)) || name == "MAKEFLAGS"
+}
