@@ -6,7 +6,9 @@ pub mod youki;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::runtime::{ContainerRuntime, ImageStore};
+use crate::cli::RuntimeKind;
+use crate::image::Store;
+use crate::runtime::{ContainerRuntime, ImageStore, Result};
 
 /// Where an engine keeps its things and how it starts its helpers.
 #[derive(Clone, Debug)]
@@ -26,4 +28,25 @@ pub struct Engine {
     pub runtime: Arc<dyn ContainerRuntime>,
     /// Its images.
     pub images: Arc<dyn ImageStore>,
+    /// The same images as a store of our own, for import and removal; engines with a store of theirs have none.
+    pub store: Option<Arc<Store>>,
+}
+
+/// Opens the engine of this kind.
+///
+/// # Errors
+/// When its folders or its daemon cannot be reached.
+#[cfg(feature = "youki")]
+pub async fn open(kind: RuntimeKind, config: EngineConfig) -> Result<Engine> {
+    match kind {
+        RuntimeKind::Youki => {
+            let store = Store::open(&config.state_dir)?;
+            let runtime = Arc::new(youki::Youki::open(config, Arc::clone(&store) as _).await?);
+            Ok(Engine {
+                runtime,
+                images: Arc::clone(&store) as _,
+                store: Some(store),
+            })
+        }
+    }
 }

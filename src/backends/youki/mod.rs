@@ -9,6 +9,7 @@ mod create;
 mod exec;
 mod life;
 mod monitor;
+mod names;
 mod record;
 mod remove;
 mod rootfs;
@@ -21,6 +22,7 @@ use std::process::{Child, ExitCode};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 
 use self::record::Folder;
 use super::EngineConfig;
@@ -28,6 +30,8 @@ use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
     ExitStatus, Pid, Result, RuntimeError, RuntimeInfo,
 };
+use crate::image::{PreparedImage, Store};
+use crate::runtime::network::{Network, NetworkConfig};
 use crate::sys::program::ReadOnlyProgram;
 
 /// Name of the engine.
@@ -41,7 +45,7 @@ pub trait RootfsSource: Send + Sync + fmt::Debug {
 }
 
 /// A root file system to put a container on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Rootfs {
     /// Canonical reference of the image.
     pub name: String,
@@ -49,6 +53,21 @@ pub struct Rootfs {
     pub lowers: Vec<PathBuf>,
     /// Environment of the image, `K=V`.
     pub env: Vec<String>,
+    /// What keeps the folders until the container is made.
+    pub held: Option<PreparedImage>,
+}
+
+#[async_trait]
+impl RootfsSource for Store {
+    async fn prepare(&self, image: &str) -> Result<Rootfs> {
+        let image = Self::prepare(self, image).await?;
+        Ok(Rootfs {
+            name: image.info.names.first().unwrap_or(&image.info.id).clone(),
+            lowers: image.lowers.clone(),
+            env: image.info.env.clone(),
+            held: Some(image),
+        })
+    }
 }
 
 /// Runs this process as a monitor when it was started as one; otherwise `None`. To be called before the process has
@@ -73,6 +92,9 @@ struct Inner {
     images: Arc<dyn RootfsSource>,
     /// This program, for monitors and helpers.
     program: ReadOnlyProgram,
+    network: Network,
+    /// Where `create` and `remove`, which run on threads of their own, wait for the network.
+    tokio: Handle,
     /// Monitors that this process started and must reap.
     monitors: Mutex<HashMap<String, Child>>,
 }
@@ -93,10 +115,14 @@ impl Youki {
                 error.into(),
             )
         })?;
+        let network = Network::open(&config.run_dir, NetworkConfig::default())
+            .map_err(|error| engine_error("opening the network".to_owned(), error.into()))?;
         let this = Self(Arc::new(Inner {
             config,
             images,
             program,
+            network,
+            tokio: Handle::current(),
             monitors: Mutex::default(),
         }));
         this.blocking("opening the engine", |inner| inner.open_folders())
