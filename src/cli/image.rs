@@ -22,18 +22,20 @@ pub struct ImageArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum ImageCommand {
-    /// Make an image out of a root file system's tar
+    /// Make an image out of a root file system's tar, a `docker save` archive, or an OCI archive or folder
     Import(Box<ImportArgs>),
     /// List the images
     Ls(ListArgs),
+    /// Remove images by name or id
+    Rm(RemoveArgs),
 }
 
 #[derive(Clone, Debug, clap::Args)]
 struct ImportArgs {
-    /// Archive (plain, gzip or zstd), or - for standard input
+    /// Archive (plain, gzip or zstd), OCI folder, or - for standard input
     path: PathBuf,
-    /// Name of the image, [registry/]repository[:tag]
-    name: String,
+    /// Name of the image, [registry/]repository[:tag]; may be absent when the archive has one
+    name: Option<String>,
     /// Label of the image
     #[arg(long, value_name = "K=V", value_parser = pair)]
     label: Vec<(String, String)>,
@@ -64,6 +66,16 @@ struct ListArgs {
     json: bool,
 }
 
+#[derive(Clone, Debug, clap::Args)]
+struct RemoveArgs {
+    /// Names, or ids such as sha256:…
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -75,6 +87,7 @@ pub async fn main(args: ImageArgs, common: CommonArgs) -> anyhow::Result<ExitCod
     match args.command {
         ImageCommand::Import(args) => import(store, *args).await?,
         ImageCommand::Ls(args) => list(&store, &args).await?,
+        ImageCommand::Rm(args) => remove(store, args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -88,13 +101,34 @@ async fn import(store: Arc<Store>, args: ImportArgs) -> anyhow::Result<()> {
         user: args.user,
         architecture: args.arch,
     };
-    let image = blocking(move || store.import(&args.path, &args.name, &options)).await??;
+    let import = move || store.import(&args.path, args.name.as_deref(), &options);
+    let images = blocking(import).await??;
+    for image in &images {
+        print(image, args.json);
+    }
+    Ok(())
+}
+
+async fn remove(store: Arc<Store>, args: RemoveArgs) -> anyhow::Result<()> {
+    let mut removed = Vec::new();
+    for image in args.images {
+        let store = store.clone();
+        let name = image.clone();
+        blocking(move || store.remove(&name, &[])).await??;
+        removed.push(image);
+    }
     if args.json {
-        println!("{}", to_json(&image));
+        println!("{}", json!({ "removed": removed }));
+    }
+    Ok(())
+}
+
+fn print(image: &ImageInfo, json: bool) {
+    if json {
+        println!("{}", to_json(image));
     } else {
         println!("{} {}", image.id, image.names.join(" "));
     }
-    Ok(())
 }
 
 async fn list(store: &Store, args: &ListArgs) -> anyhow::Result<()> {

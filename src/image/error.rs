@@ -102,6 +102,9 @@ pub enum ImageError {
         /// Digest of the layer's tar.
         found: String,
     },
+    /// Labels, environment and the like are for a root file system's tar only.
+    #[error("{0} is a whole image with its own config; import it without labels, environment, command and the like")]
+    Inapplicable(String),
     /// The archive ends in the middle.
     #[error("{0} ends too early; it is cut off")]
     Truncated(String),

@@ -76,6 +76,11 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Bounds for what is unpacked.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// Registers work on the store; waits for a collection to end.
     pub(crate) fn work(&self) -> Result<Work> {
         Ok(Work(self.lock("work.lock", FlockOperation::LockShared)?))
