@@ -62,9 +62,7 @@ impl Members {
             let path = entry.path().map_err(|error| broken(what, error))?;
             let path = plain(&path);
             let place = match entry.header().entry_type() {
-                kind if kind.is_file() => {
-                    Place::Bytes(entry.raw_file_position(), entry.size())
-                }
+                kind if kind.is_file() => Place::Bytes(entry.raw_file_position(), entry.size()),
                 kind if kind.is_symlink() || kind.is_hard_link() => {
                     let target = entry.link_name().ok().flatten().unwrap_or_default();
                     let base = path.parent().filter(|_| kind.is_symlink());
@@ -115,7 +113,10 @@ impl Members {
                     let mut file = file;
                     file.seek(SeekFrom::Start(*start))
                         .map_err(ImageError::io(format!("read {what}")))?;
-                    return Ok(Box::new(Exactly { source: file, left: *size }));
+                    return Ok(Box::new(Exactly {
+                        source: file,
+                        left: *size,
+                    }));
                 }
                 Some(Place::Link(target)) => path.clone_from(target),
                 None => break,
@@ -149,7 +150,10 @@ impl Members {
         let mut reader = self.open(what, &blob_path(what, digest)?)?;
         let mut buffer = vec![0; 128 << 10];
         loop {
-            match reader.read(&mut buffer).map_err(|error| broken(what, error))? {
+            match reader
+                .read(&mut buffer)
+                .map_err(|error| broken(what, error))?
+            {
                 0 => break,
                 count => hash.update(&buffer[..count]),
             }
@@ -221,7 +225,9 @@ fn saved(
                 Some(_) => 0,
                 None => {
                     let source = members.open(what, layer)?;
-                    layout.add_layer(work, &label, source, Some(diff_id))?.tar_size
+                    layout
+                        .add_layer(work, &label, source, Some(diff_id))?
+                        .tar_size
                 }
             };
             let parsed = diff_id
@@ -300,7 +306,9 @@ fn manifest(
     let Ok(index) = serde_json::from_slice::<ImageIndex>(&bytes) else {
         return Ok((digest, bytes));
     };
-    let digest = choose(what, index.manifests(), platform)?.digest().to_string();
+    let digest = choose(what, index.manifests(), platform)?
+        .digest()
+        .to_string();
     let bytes = members.blob(what, &digest)?;
     Ok((digest, bytes))
 }
@@ -324,7 +332,12 @@ fn manifest_layers(
         let digest = layer.digest().to_string();
         members.check_blob(what, &digest)?;
         let source = members.open(what, &blob_path(what, &digest)?)?;
-        layout.add_layer(work, &format!("{what}: blob {digest}"), source, Some(diff_id))?;
+        layout.add_layer(
+            work,
+            &format!("{what}: blob {digest}"),
+            source,
+            Some(diff_id),
+        )?;
     }
     layout.write_blob(work, &bytes)?;
     Ok(())
@@ -343,7 +356,9 @@ fn only_one(what: &str, images: usize, name: Option<&ImageRef>) -> Result<()> {
     match (images, name) {
         (0, _) => Err(ImageError::malformed(what, "it has no image")),
         (2.., Some(_)) => {
-            let why = format!("it has {images} images, which cannot have one name; import it without a name");
+            let why = format!(
+                "it has {images} images, which cannot have one name; import it without a name"
+            );
             Err(ImageError::malformed(what, why))
         }
         _ => Ok(()),
@@ -399,7 +414,9 @@ struct Exactly<R> {
 
 impl<R: Read> Read for Exactly<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let room = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let count = self.source.read(&mut buffer[..room])?;
         if count == 0 && room > 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

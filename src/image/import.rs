@@ -5,9 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use oci_spec::image::{
-    Descriptor, ImageManifestBuilder, MediaType,
-};
+use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType};
 use serde_json::{Value, json};
 
 use super::archive::{self, Members};
@@ -65,16 +63,17 @@ pub(crate) fn import(
         } else {
             spool(layout, &what, source)?
         };
-        let again = file.try_clone().map_err(ImageError::io(format!("read {what}")))?;
+        let again = file
+            .try_clone()
+            .map_err(ImageError::io(format!("read {what}")))?;
         let members = Members::of_tar(&what, file)?;
         if members.holds_images() {
             return whole(&members);
         }
         source = rewound(again).map_err(ImageError::io(format!("read {what}")))?;
     }
-    let name = name.ok_or_else(|| {
-        ImageError::malformed(&what, "a root file system has no name; give one")
-    })?;
+    let name = name
+        .ok_or_else(|| ImageError::malformed(&what, "a root file system has no name; give one"))?;
     Ok(vec![rootfs(layout, work, &what, source, name, options)?])
 }
 
@@ -97,10 +96,19 @@ fn may_hold_images(start: &[u8]) -> bool {
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
     let name = name.strip_prefix(b"./").unwrap_or(name);
     let first = name.split(|byte| *byte == b'/').next().unwrap_or_default();
-    let stem = first.strip_suffix(b".json").or(first.strip_suffix(b".tar")).unwrap_or(first);
+    let stem = first
+        .strip_suffix(b".json")
+        .or(first.strip_suffix(b".tar"))
+        .unwrap_or(first);
     let metadata = start.get(156).is_some_and(|kind| b"gxLK".contains(kind));
-    let names: [&[u8]; 6] =
-        [b"", b"blobs", b"oci-layout", b"index.json", b"manifest.json", b"repositories"];
+    let names: [&[u8]; 6] = [
+        b"",
+        b"blobs",
+        b"oci-layout",
+        b"index.json",
+        b"manifest.json",
+        b"repositories",
+    ];
     let digest = stem.len() == 64 && stem.iter().all(u8::is_ascii_hexdigit);
     // `./` is how both kinds begin when they were packed by hand.
     metadata || digest || names.contains(&first)
@@ -110,13 +118,20 @@ fn may_hold_images(start: &[u8]) -> bool {
 fn spool(layout: &Layout, what: &str, source: impl Read) -> Result<File> {
     let temporary = layout.temporary();
     let failed = || ImageError::io(format!("copy {what} to {}", temporary.path().display()));
-    let mut file = File::options().read(true).write(true).create_new(true)
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
         .open(temporary.path())
         .map_err(failed())?;
     let limit = layout.limits().bytes;
-    let copied = io::copy(&mut source.take(limit), &mut file).map_err(|error| broken(what, error))?;
+    let copied =
+        io::copy(&mut source.take(limit), &mut file).map_err(|error| broken(what, error))?;
     if copied == limit {
-        return Err(ImageError::TooManyBytes { what: what.to_owned(), limit });
+        return Err(ImageError::TooManyBytes {
+            what: what.to_owned(),
+            limit,
+        });
     }
     file.seek(SeekFrom::Start(0)).map_err(failed())?;
     Ok(file)
@@ -133,7 +148,11 @@ fn rootfs(
     options: &ImportOptions,
 ) -> Result<Added> {
     let unpacked = layout.add_layer(work, what, source, None)?;
-    let layer = Descriptor::new(MediaType::ImageLayer, unpacked.tar_size, parsed(&unpacked.diff_id));
+    let layer = Descriptor::new(
+        MediaType::ImageLayer,
+        unpacked.tar_size,
+        parsed(&unpacked.diff_id),
+    );
     let config = config(options, &unpacked.diff_id);
     let config = serde_json::to_vec(&config).expect("an image config is plain data");
     manifest_of(layout, work, &config, vec![layer], vec![name.to_string()])
@@ -151,7 +170,11 @@ pub(crate) fn manifest_of(
     let manifest = ImageManifestBuilder::default()
         .schema_version(2_u32)
         .media_type(MediaType::ImageManifest)
-        .config(Descriptor::new(MediaType::ImageConfig, config.len() as u64, digest))
+        .config(Descriptor::new(
+            MediaType::ImageConfig,
+            config.len() as u64,
+            digest,
+        ))
         .layers(layers)
         .build()
         .expect("all that a manifest needs is given");
@@ -181,7 +204,10 @@ fn config(options: &ImportOptions, diff_id: &str) -> Value {
         set("WorkingDir", json!(workdir));
     }
     if !options.labels.is_empty() {
-        set("Labels", json!(options.labels.iter().collect::<BTreeMap<_, _>>()));
+        set(
+            "Labels",
+            json!(options.labels.iter().collect::<BTreeMap<_, _>>()),
+        );
     }
     json!({
         "architecture": options.architecture.as_deref().unwrap_or(architecture()),

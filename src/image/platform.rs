@@ -80,7 +80,11 @@ pub(crate) fn choose<'a>(
             .map(|platform| format!("{}/{}", platform.os(), platform.architecture()))
             .collect();
         names.dedup();
-        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
     };
     let fitting = entries.iter().find(|entry| platform.fits(entry));
     fitting.ok_or_else(|| ImageError::NoPlatform {
