@@ -391,7 +391,7 @@ impl Config {
         if !args.jail_arg.is_empty() {
             settings.jail_args.clone_from(&args.jail_arg);
         }
-        settings.give("region", args.region.clone());
+        settings.give("region", environment("BACKEND_REGION"));
         settings.deprecated();
         let common = settings.common();
         let config = Self {
@@ -480,6 +480,15 @@ fn read(path: &Path) -> Result<String, Complaints> {
         .map_err(|error| Complaints(vec![format!("--config {}: {error}", path.display())]))
 }
 
+/// A variable of the environment that no option shows.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is where the configuration is read"
+)]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// State and run folder: the system's for root, the user's own otherwise.
 fn standard_folders() -> (PathBuf, PathBuf) {
     let name = "backendai-agent";
@@ -490,7 +499,7 @@ fn standard_folders() -> (PathBuf, PathBuf) {
     if rustix::process::geteuid().is_root() {
         return system;
     }
-    let folder = |variable| std::env::var_os(variable).map(PathBuf::from);
+    let folder = |variable| environment(variable).map(PathBuf::from);
     let data = folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")));
     let state = data.map_or(system.0, |folder| folder.join(name));
     let run = folder("XDG_RUNTIME_DIR").map_or_else(|| state.join("run"), |dir| dir.join(name));
