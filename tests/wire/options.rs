@@ -207,8 +207,11 @@ fn an_unreachable_etcd_ends_the_start_with_its_address() {
     let address = format!("127.0.0.1:{}", free_port());
     let pid = host.path("pid");
     let root = format!("--scratch-root={}", host.path(""));
+    let log = host.path("log");
     let args = [
         &root,
+        "--log-file",
+        &log,
         "--run-dir",
         &host.path("run"),
         "--etcd-addr",
@@ -224,6 +227,12 @@ fn an_unreachable_etcd_ends_the_start_with_its_address() {
         "{text}"
     );
     assert!(!Path::new(&pid).exists());
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(!log.is_empty());
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["level"].is_string() && line["fields"]["message"].is_string());
+    }
 }
 
 #[test]
