@@ -242,8 +242,8 @@ fn serve_may_be_named_and_other_commands_take_the_common_options() {
     assert!(stderr(&named).contains("/no/such"));
     let env = [("BACKEND_SCRATCH_ROOT", "/no/such")];
     assert!(stderr(&agent(&["serve"], &env)).contains("/no/such"));
-    for command in ["run", "image"] {
-        let wrong = agent(&[command, "--runtime=lxc"], &[]);
+    for command in [&["run", "-c", "1"][..], &["image", "ls"]] {
+        let wrong = agent(&[command, &["--runtime=lxc"]].concat(), &[]);
         assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
         assert!(stderr(&wrong).contains("--runtime:"));
     }
