@@ -120,9 +120,6 @@ pub struct ServeArgs {
         env = "BACKEND_VERBOSE"
     )]
     pub verbose: Option<String>,
-    /// Region reported to the manager; no option, only the environment.
-    #[arg(skip = std::env::var("BACKEND_REGION").ok())]
-    pub region: Option<String>,
 }
 
 impl ServeArgs {
