@@ -140,10 +140,7 @@ impl Runner {
     pub(crate) fn run(mut self) -> io::Result<()> {
         loop {
             self.settle();
-            if self
-                .stop_by
-                .is_some_and(|time| self.records.socket.is_drained() || time <= Instant::now())
-            {
+            if self.stop_by.is_some_and(|time| self.may_end(time)) {
                 self.end();
                 return Ok(());
             }
@@ -153,6 +150,12 @@ impl Runner {
                 }
             }
         }
+    }
+
+    /// After the signal to stop: nothing is left to write, nobody is there to read it, or the time is up.
+    fn may_end(&self, stop_by: Instant) -> bool {
+        let records = &self.records.socket;
+        records.is_drained() || records.ready_peers() == 0 || stop_by <= Instant::now()
     }
 
     fn timeout(&self) -> Option<Duration> {
