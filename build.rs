@@ -27,7 +27,7 @@ fn main() {
     }
     println!("cargo::rerun-if-env-changed=BACKENDAI_KRUNNER_LAYER");
     let out = PathBuf::from(variable("OUT_DIR"));
-    let tar = match std::env::var_os("BACKENDAI_KRUNNER_LAYER") {
+    let tar = match prebuilt_layer() {
         Some(path) => {
             println!("cargo::rerun-if-changed={}", Path::new(&path).display());
             read(Path::new(&path))
@@ -39,6 +39,14 @@ fn main() {
         .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     println!("cargo::rustc-env=KRUNNER_LAYER_TAR={}", path.display());
     println!("cargo::rustc-env=KRUNNER_LAYER_DIGEST={}", digest(&tar));
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "how people speak to build scripts"
+)]
+fn prebuilt_layer() -> Option<std::ffi::OsString> {
+    std::env::var_os("BACKENDAI_KRUNNER_LAYER")
 }
 
 /// `sha256:` and 64 hexadecimal digits.
@@ -71,6 +79,10 @@ fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "how cargo speaks to build scripts"
+)]
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run by cargo"))
 }

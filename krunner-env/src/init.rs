@@ -55,6 +55,10 @@ pub(crate) fn set_up(home: &Path) -> Result<(), String> {
     if !identity::is_root() {
         return Ok(());
     }
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the container's environment is how agents tell the user; it is read once, here"
+    )]
     let identity = Identity::from_variables(|name| std::env::var(name).ok())?;
     let shell = ["/bin/bash", "/bin/ash"]
         .into_iter()

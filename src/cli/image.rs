@@ -1,17 +1,153 @@
 //! `backendai-agent image`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use serde_json::{Value, json};
 
 use super::CommonArgs;
+use crate::image::{ImportOptions, Store};
+use crate::runtime::{ImageInfo, ImageStore as _};
 
 /// Manage images.
 #[derive(Clone, Debug, clap::Args)]
-pub struct ImageArgs {}
+pub struct ImageArgs {
+    /// What to do.
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum ImageCommand {
+    /// Make an image out of a root file system's tar
+    Import(Box<ImportArgs>),
+    /// List the images
+    Ls(ListArgs),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct ImportArgs {
+    /// Archive (plain, gzip or zstd), or - for standard input
+    path: PathBuf,
+    /// Name of the image, [registry/]repository[:tag]
+    name: String,
+    /// Label of the image
+    #[arg(long, value_name = "K=V", value_parser = pair)]
+    label: Vec<(String, String)>,
+    /// Environment variable
+    #[arg(long, value_name = "K=V", value_parser = pair)]
+    env: Vec<(String, String)>,
+    /// One word of the command; give it once for each word
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    cmd: Vec<String>,
+    /// Working folder
+    #[arg(long, value_name = "PATH")]
+    workdir: Option<String>,
+    /// User (and group) of the command
+    #[arg(long)]
+    user: Option<String>,
+    /// Architecture, such as amd64 [default: this machine's]
+    #[arg(long)]
+    arch: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// Whatever ended it.
-pub async fn main(_args: ImageArgs, _common: CommonArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not there yet")
+pub async fn main(args: ImageArgs, common: CommonArgs) -> anyhow::Result<ExitCode> {
+    let root = common.state_dir.clone();
+    let store = blocking(move || Store::open(&root)).await?;
+    let store = store.with_context(|| format!("image store in {}", common.state_dir.display()))?;
+    match args.command {
+        ImageCommand::Import(args) => import(store, *args).await?,
+        ImageCommand::Ls(args) => list(&store, &args).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn import(store: Arc<Store>, args: ImportArgs) -> anyhow::Result<()> {
+    let options = ImportOptions {
+        labels: args.label.into_iter().collect(),
+        env: args.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        command: args.cmd,
+        workdir: args.workdir,
+        user: args.user,
+        architecture: args.arch,
+    };
+    let image = blocking(move || store.import(&args.path, &args.name, &options)).await??;
+    if args.json {
+        println!("{}", to_json(&image));
+    } else {
+        println!("{} {}", image.id, image.names.join(" "));
+    }
+    Ok(())
+}
+
+async fn list(store: &Store, args: &ListArgs) -> anyhow::Result<()> {
+    let images = store.list().await?;
+    if args.json {
+        let images: Vec<Value> = images.iter().map(to_json).collect();
+        println!("{}", Value::from(images));
+        return Ok(());
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["NAME", "ID", "ARCH", "SIZE"]);
+    for image in &images {
+        let id = image.id.trim_start_matches("sha256:").get(..12).unwrap_or("");
+        let size = format!("{:.1} MiB", mebibytes(image.size));
+        let none = ["<none>".to_owned()];
+        let names = if image.names.is_empty() { &none } else { image.names.as_slice() };
+        for name in names {
+            table.add_row([name, id, &image.architecture, &size]);
+        }
+    }
+    println!("{}", table.trim_fmt());
+    Ok(())
+}
+
+/// The image as every `--json` prints it.
+fn to_json(image: &ImageInfo) -> Value {
+    json!({
+        "names": image.names,
+        "id": image.id,
+        "repo_digest": image.repo_digest,
+        "labels": image.labels,
+        "env": image.env,
+        "command": image.command,
+        "architecture": image.architecture,
+        "size": image.size,
+    })
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    let kibibytes = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+    f64::from(kibibytes) / 1024.0
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it is not KEY=VALUE".to_owned()),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    Ok(tokio::task::spawn_blocking(work).await?)
 }

@@ -1,1 +1,309 @@
 //! The node's image store for engines without one of their own: an OCI layout with unpacked layers.
+
+mod compression;
+mod error;
+mod import;
+mod layout;
+mod reference;
+mod unpack;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
+
+pub use self::error::ImageError;
+pub use self::import::ImportOptions;
+pub use self::reference::ImageRef;
+pub use self::unpack::Limits;
+
+use self::error::Result;
+use self::layout::Layout;
+use crate::runtime::{self, ImageInfo, ImageStore, RegistryAuth, RuntimeError};
+
+/// Annotation of the index that holds an image's canonical name (OCI image layout specification).
+const NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation of the index: the digest that the image's registry or layout knows it by.
+const REPO_DIGEST: &str = "ai.backend.image.repo-digest";
+
+/// The images of this node. Any number of tasks and processes may use one folder.
+#[derive(Debug)]
+pub struct Store {
+    layout: Layout,
+}
+
+/// An image, ready to be a container's root.
+#[derive(Clone, Debug)]
+pub struct PreparedImage {
+    /// What the manager sees of it.
+    pub info: ImageInfo,
+    /// Its whole config.
+    pub config: ImageConfiguration,
+    /// Folders of its layers, topmost first, as overlayfs wants them.
+    pub lowers: Vec<PathBuf>,
+}
+
+/// An image whose blobs and layers are stored, before it is in the index.
+#[derive(Debug)]
+pub(crate) struct Added {
+    manifest: String,
+    manifest_size: u64,
+    repo_digest: Option<String>,
+    names: Vec<String>,
+}
+
+/// One image of the index with all its names.
+#[derive(Debug)]
+struct Record {
+    manifest: String,
+    info: ImageInfo,
+    config: ImageConfiguration,
+}
+
+impl Store {
+    /// Opens (and makes) the store below the agent's state folder, and clears up after crashes.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] when the folder cannot be used.
+    pub fn open(root: &Path) -> Result<Arc<Self>> {
+        Self::open_with(root, Limits::default())
+    }
+
+    /// Like [`Store::open`], with other bounds for layers.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(root: &Path, limits: Limits) -> Result<Arc<Self>> {
+        let layout = Layout::open(root, limits)?;
+        if let Err(error) = layout.collect() {
+            tracing::warn!(%error, "cannot clean the image store");
+        }
+        Ok(Arc::new(Self { layout }))
+    }
+
+    /// The image's config and layers, if it runs on this machine. Blocks on a few small files.
+    ///
+    /// # Errors
+    /// [`ImageError::Missing`], [`ImageError::WrongArchitecture`], [`ImageError::Io`].
+    pub fn prepare(&self, image: &str) -> Result<PreparedImage> {
+        let record = find(&self.layout, image)?;
+        let found = format!("{}/{}", record.config.os(), record.config.architecture());
+        let wanted = format!("linux/{}", architecture());
+        if found != wanted {
+            return Err(ImageError::WrongArchitecture {
+                image: image.to_owned(),
+                found,
+                wanted,
+            });
+        }
+        let mut lowers = Vec::new();
+        for diff_id in record.config.rootfs().diff_ids().iter().rev() {
+            let layer = self.layout.layer(diff_id);
+            lowers.push(layer.ok_or_else(|| ImageError::Missing(format!("{image} (layer {diff_id})")))?);
+        }
+        Ok(PreparedImage {
+            info: record.info,
+            config: record.config,
+            lowers,
+        })
+    }
+
+    /// Every image, in the order of names. Blocks.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] and [`ImageError::Malformed`] when the store is damaged.
+    pub fn images(&self) -> Result<Vec<ImageInfo>> {
+        let records = records(&self.layout)?;
+        Ok(records.into_iter().map(|record| record.info).collect())
+    }
+
+    /// Makes an image out of a root file system's tar (`-` is standard input). Blocks.
+    ///
+    /// # Errors
+    /// What is wrong with the archive; the store is then as before.
+    pub fn import(&self, path: &Path, name: &str, options: &ImportOptions) -> Result<ImageInfo> {
+        let name = ImageRef::parse(name)?;
+        let work = self.layout.work()?;
+        let source = import::open(path)?;
+        let what = path.display().to_string();
+        let added = import::rootfs(&self.layout, &work, &what, source, &name, options)?;
+        self.index(&added)
+    }
+
+    /// Puts an image into the index under its names.
+    fn index(&self, added: &Added) -> Result<ImageInfo> {
+        self.layout.change_index(|manifests| {
+            enter(manifests, added);
+            Ok(())
+        })?;
+        let records = records(&self.layout)?;
+        let record = records.into_iter().find(|record| record.manifest == added.manifest);
+        record
+            .map(|record| record.info)
+            .ok_or_else(|| ImageError::Missing(added.manifest.clone()))
+    }
+
+    /// Runs blocking work on the store where blocking is allowed.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Layout) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let layout = self.layout.clone();
+        match tokio::task::spawn_blocking(move || work(&layout)).await {
+            Ok(result) => result,
+            Err(error) => Err(ImageError::io("work on the image store")(
+                std::io::Error::other(error),
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl ImageStore for Store {
+    async fn list(&self) -> runtime::Result<Vec<ImageInfo>> {
+        let records = self.blocking(records).await?;
+        Ok(records.into_iter().map(|record| record.info).collect())
+    }
+
+    async fn inspect(&self, image: &str) -> runtime::Result<ImageInfo> {
+        let image = image.to_owned();
+        Ok(self.blocking(move |layout| find(layout, &image)).await?.info)
+    }
+
+    async fn pull(&self, image: &str, _auth: Option<&RegistryAuth>) -> runtime::Result<ImageInfo> {
+        Err(RuntimeError::ImageMissing(image.to_owned()))
+    }
+}
+
+/// This machine's architecture, as images name it.
+#[must_use]
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Takes the names from other images and gives them to this one. An image that loses its last name stays without
+/// one until it is removed: a container may stand on it.
+fn enter(manifests: &mut Vec<Descriptor>, added: &Added) {
+    for entry in manifests.iter_mut() {
+        let mut annotations = entry.annotations().clone().unwrap_or_default();
+        if annotations.get(NAME).is_some_and(|name| added.names.contains(name)) {
+            annotations.remove(NAME);
+            entry.set_annotations(Some(annotations));
+        }
+    }
+    let mut known: HashSet<String> = HashSet::from([added.manifest.clone()]);
+    known.extend(manifests.iter().filter(|entry| name_of(entry).is_some()).map(digest_text));
+    manifests.retain(|entry| name_of(entry).is_some() || known.insert(digest_text(entry)));
+    let names = match added.names.as_slice() {
+        [] => vec![None],
+        names => names.iter().map(Some).collect(),
+    };
+    for name in names {
+        let digest: oci_spec::image::Digest = added.manifest.parse().expect("made by this store");
+        let mut entry = Descriptor::new(MediaType::ImageManifest, added.manifest_size, digest);
+        let mut annotations = std::collections::HashMap::new();
+        if let Some(name) = name {
+            annotations.insert(NAME.to_owned(), name.clone());
+        }
+        if let Some(digest) = &added.repo_digest {
+            annotations.insert(REPO_DIGEST.to_owned(), digest.clone());
+        }
+        entry.set_annotations(Some(annotations));
+        manifests.push(entry);
+    }
+}
+
+fn annotation<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a String> {
+    entry.annotations().as_ref()?.get(key)
+}
+
+fn digest_text(entry: &Descriptor) -> String {
+    entry.digest().to_string()
+}
+
+fn name_of(entry: &Descriptor) -> Option<&String> {
+    annotation(entry, NAME)
+}
+
+/// All images, in the order of names, each once.
+fn records(layout: &Layout) -> Result<Vec<Record>> {
+    let mut records: Vec<Record> = Vec::new();
+    for entry in layout.index()?.manifests() {
+        let digest = entry.digest().to_string();
+        let index = records.iter().position(|record| record.manifest == digest);
+        let record = match index {
+            Some(index) => &mut records[index],
+            None => {
+                records.push(record(layout, digest)?);
+                records.last_mut().expect("pushed above")
+            }
+        };
+        record.info.names.extend(name_of(entry).cloned());
+        if let Some(digest) = annotation(entry, REPO_DIGEST) {
+            record.info.repo_digest = Some(digest.clone());
+        }
+    }
+    for record in &mut records {
+        record.info.names.sort();
+    }
+    records.sort_by(|a, b| (&a.info.names, &a.info.id).cmp(&(&b.info.names, &b.info.id)));
+    Ok(records)
+}
+
+fn record(layout: &Layout, digest: String) -> Result<Record> {
+    let (manifest, config) = layout.documents(&digest)?;
+    let inner = config.config().clone().unwrap_or_default();
+    let mut command = inner.entrypoint().clone().unwrap_or_default();
+    command.extend(inner.cmd().clone().unwrap_or_default());
+    let sizes = config.rootfs().diff_ids().iter();
+    let info = ImageInfo {
+        names: Vec::new(),
+        id: manifest.config().digest().to_string(),
+        repo_digest: None,
+        labels: inner.labels().clone().unwrap_or_default().into_iter().collect(),
+        env: inner.env().clone().unwrap_or_default(),
+        command,
+        architecture: config.architecture().to_string(),
+        size: sizes.map(|diff_id| layout.layer_size(diff_id)).sum(),
+    };
+    Ok(Record {
+        manifest: digest,
+        info,
+        config,
+    })
+}
+
+/// One image, by name, by config digest, or by `name@digest`.
+fn find(layout: &Layout, image: &str) -> Result<Record> {
+    let mut records = records(layout)?;
+    let missing = || ImageError::Missing(image.to_owned());
+    if image.starts_with("sha256:") {
+        let found = records.into_iter().find(|record| record.info.id == image);
+        return found.ok_or_else(missing);
+    }
+    let wanted = ImageRef::parse(image)?;
+    let named = |record: &Record, matches: &dyn Fn(&str) -> bool| {
+        let digest = wanted.digest().is_none_or(|digest| {
+            record.manifest == digest || record.info.repo_digest.as_deref() == Some(digest)
+        });
+        digest && record.info.names.iter().any(|name| matches(name))
+    };
+    let exact = wanted.tagged();
+    let same = |name: &str| {
+        ImageRef::parse(name).is_ok_and(|name| match wanted.tag() {
+            Some(_) => name.same_image(&wanted),
+            None => name.same_repository(&wanted),
+        })
+    };
+    let index = records
+        .iter()
+        .position(|record| named(record, &|name| Some(name) == exact.as_deref()))
+        .or_else(|| records.iter().position(|record| named(record, &same)));
+    Ok(records.swap_remove(index.ok_or_else(missing)?))
+}

@@ -225,3 +225,25 @@ fn an_unreachable_etcd_ends_the_start_with_its_address() {
     );
     assert!(!Path::new(&pid).exists());
 }
+
+#[test]
+fn serve_may_be_named_and_other_commands_take_the_common_options() {
+    let named = agent(&["serve", "--scratch-root=/no/such"], &[]);
+    assert_eq!(named.status.code(), Some(1), "{}", stderr(&named));
+    assert!(stderr(&named).contains("/no/such"));
+    let env = [("BACKEND_SCRATCH_ROOT", "/no/such")];
+    assert!(stderr(&agent(&["serve"], &env)).contains("/no/such"));
+    for command in ["run", "image"] {
+        let wrong = agent(&[command, "--runtime=lxc"], &[]);
+        assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
+        assert!(stderr(&wrong).contains("--runtime:"));
+    }
+}
+
+#[test]
+fn the_password_is_not_shown_in_the_help() {
+    let help = agent(&["--help"], &[("BACKEND_ETCD_PASSWORD", "hush-hush")]);
+    assert_eq!(help.status.code(), Some(0));
+    let text = String::from_utf8(help.stdout).unwrap();
+    assert!(text.contains("BACKEND_ETCD_PASSWORD") && !text.contains("hush-hush"));
+}

@@ -22,9 +22,9 @@ use crate::stub::{PATIENCE, StubNode, eventually, kernel};
 /// The header of the recorded requests, without the request id.
 const HEADER: &[u8; 16] = b"\x60\x4d\x91\x72\x01\0\0\0\x38\xac\xe7\x34\x30\xc1\xda\x41";
 
-struct Rpc {
-    node: Arc<StubNode>,
-    address: String,
+pub struct Rpc {
+    pub node: Arc<StubNode>,
+    pub address: String,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -36,7 +36,7 @@ impl Drop for Rpc {
 }
 
 impl Rpc {
-    async fn start(
+    pub async fn start(
         script: impl Fn(&Request) -> Result<Reply, AgentError> + Send + Sync + 'static,
     ) -> Self {
         let node = Arc::new(StubNode::new(script));
@@ -190,7 +190,7 @@ async fn creation_is_decoded_and_its_result_has_all_keys() {
         let Request::CreateKernel { kernel, config } = request else {
             panic!("a creation");
         };
-        assert_eq!(config.slots["cpu"].to_string(), "10");
+        assert_eq!(config.slots.get("cpu").unwrap().value().to_string(), "10");
         assert!(!config.mounts[0].read_only);
         Ok(Reply::Created(Box::new(Created {
             kernel: kernel.clone(),

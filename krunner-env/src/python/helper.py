@@ -8,6 +8,7 @@ Level "plain" is all here. Level "ipython" is an InteractiveShell in this proces
 """
 import errno
 import fcntl
+import io
 import os
 import re
 import select
@@ -15,6 +16,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 
 PY2 = sys.version_info[0] == 2
 if PY2:
@@ -26,7 +28,14 @@ else:
 
 CHUNK = 64 << 10
 MAIN_PID = os.getpid()
-MAIN_THREAD = threading.current_thread()
+if PY2:
+    from thread import get_ident
+else:
+    from threading import get_ident
+MAIN_THREAD = get_ident()
+# What buffered output stands on: flushing before a fork and before a child process starts.
+CAN_BUFFER = sys.version_info >= (3, 8)
+FLUSH_SECONDS = 0.02
 CODE_NAME = '<input-%d>'
 
 
@@ -78,16 +87,19 @@ class Channel(object):
         self.lock = threading.RLock()
         self.unsent = b''
         self.received = b''
+        self.before_others = None
 
     def send(self, kind, body):
         """Writes one frame. An interrupt while the pipe is full leaves the rest for the next call, so that no frame is cut."""
+        if kind != b'o' and self.before_others is not None:
+            self.before_others()
         with self.lock:
             self.flush()
             self.unsent = memoryview(struct.pack('>I', len(body) + 1) + kind + body)
             self.flush()
 
     def flush(self):
-        main = threading.current_thread() is MAIN_THREAD
+        main = get_ident() == MAIN_THREAD
         while self.unsent:
             full = False
             if main:
@@ -217,6 +229,105 @@ class Output(object):
         pass
 
 
+class Frames(io.RawIOBase):
+    """What a buffered sys.stdout writes to."""
+
+    mode = 'w'
+
+    def __init__(self, output):
+        io.RawIOBase.__init__(self)
+        self.output = output
+        self.name = output.name
+        self.writes = 0
+
+    def write(self, data):
+        data = bytes(data[:CHUNK])
+        self.writes += 1
+        self.output.send(data)
+        return len(data)
+
+    def fileno(self):
+        return self.output.fd
+
+    def writable(self):
+        return True
+
+
+class Buffer(io.BufferedWriter):
+    """sys.stdout.buffer; user code cannot close it, not even by dropping a wrapper of its own."""
+
+    def close(self):
+        self.flush()
+
+
+class Text(io.TextIOWrapper):
+    """sys.stdout; likewise."""
+
+    def close(self):
+        self.flush()
+
+    def detach(self):
+        raise io.UnsupportedOperation('detach')
+
+
+class BufferedOutput(object):
+    """A sys.stdout that sends each line at once, but joins the lines of a flood. What it holds is sent before anything else
+    is said, before a fork and before a child process, and while code runs every few milliseconds from a thread of its own."""
+
+    # Lines in one tick that make a flood.
+    MANY = 40
+
+    def __init__(self, output):
+        self.frames = Frames(output)
+        self.stream = Text(Buffer(self.frames, 16 << 10), 'utf-8', 'backslashreplace', '\n', line_buffering=True)
+        self.flush = self.stream.flush
+        self.lock = threading.Lock()
+        self.active = threading.Event()
+        os.register_at_fork(before=self.before_fork, after_in_parent=self.after_fork_here, after_in_child=self.after_fork)
+        sys.addaudithook(self.audit)
+        import _thread
+        _thread.start_new_thread(self.flush_often, (time.sleep,))
+
+    def run(self):
+        self.active.set()
+
+    def idle(self):
+        """Between runs threads of the user may still write lines; nobody wakes up for them."""
+        self.active.clear()
+        self.stream.reconfigure(line_buffering=True)
+
+    def flush_often(self, sleep):
+        while True:
+            self.active.wait()
+            sleep(FLUSH_SECONDS)
+            with self.lock:
+                try:
+                    self.flush()
+                    writes, self.frames.writes = self.frames.writes, 0
+                    if self.stream.line_buffering:
+                        if writes > self.MANY and self.active.is_set():
+                            self.stream.reconfigure(line_buffering=False)
+                    elif writes <= 1:
+                        self.stream.reconfigure(line_buffering=True)
+                except Exception:
+                    pass
+
+    def before_fork(self):
+        self.lock.acquire()
+        self.flush()
+
+    def after_fork_here(self):
+        self.lock.release()
+
+    def after_fork(self):
+        self.lock = threading.Lock()
+        self.stream.reconfigure(line_buffering=True)
+
+    def audit(self, event, _arguments):
+        if event in ('subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.exec') and os.getpid() == MAIN_PID:
+            self.flush()
+
+
 class Input(object):
     """sys.stdin: each line is asked from the session's user."""
 
@@ -278,6 +389,11 @@ class Session(object):
         self.interrupts = channel.interrupts
         self.stdout = Output(self.channel, b'o', 1)
         self.stderr = Output(self.channel, b'e', 2)
+        self.buffered = None
+        if CAN_BUFFER:
+            self.buffered = BufferedOutput(self.stdout)
+            self.stdout = self.buffered.stream
+            self.channel.before_others = self.buffered.flush
         sys.stdout = sys.__stdout__ = self.stdout
         sys.stderr = sys.__stderr__ = self.stderr
         sys.stdin = Input(self)
@@ -343,9 +459,13 @@ class Session(object):
                 self.interrupts.pending = False
                 self.interrupts.running = True
                 self.channel.send(b's', b'')
+                if self.buffered:
+                    self.buffered.run()
                 return run(code)
             finally:
                 self.interrupts.running = False
+                if self.buffered:
+                    self.buffered.idle()
         except KeyboardInterrupt:
             self.interrupts.running = False
             self.stderr.write('KeyboardInterrupt\n')

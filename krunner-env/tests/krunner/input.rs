@@ -79,24 +79,43 @@ fn an_interrupt_ends_a_question() {
 
 #[test]
 fn input_in_a_python_batch_program_asks_after_its_prompt() {
-    for python in ["/usr/bin/python3"] {
-        let builder = Builder::new("python", Some(python)).env("PYTHONPATH", "/somewhere");
-        let program = "import os, sys\nprint('main', input('q: '), input())\nprint('/somewhere' in sys.path)\n";
-        let kernel = builder.file("work/main.py", program).start();
-        let mut agent = kernel.agent();
-        agent.send("exec", "*");
-        let asked = agent.recv_until("waiting-input");
-        assert_eq!((asked.out(), asked.end.as_str()), ("q: ", ""));
-        let long = "A".repeat(5000);
-        agent.send("input", &long);
-        agent.recv_until("waiting-input");
-        agent.send("input", "B");
-        let run = agent.recv_until("finished");
-        assert_eq!(
-            (run.out(), run.code()),
-            (format!("main {long} B\nTrue\n").as_str(), 0)
-        );
-    }
+    let builder = Builder::new("python", Some("/usr/bin/python3")).env("PYTHONPATH", "/somewhere");
+    let program =
+        "import sys\nprint('main', input('q: '), input())\nprint('/somewhere' in sys.path)\n";
+    let kernel = builder.file("work/main.py", program).start();
+    let mut agent = kernel.agent();
+    agent.send("exec", "*");
+    let asked = agent.recv_until("waiting-input");
+    assert_eq!((asked.out(), asked.end.as_str()), ("q: ", ""));
+    let long = "A".repeat(5000);
+    agent.send("input", &long);
+    agent.recv_until("waiting-input");
+    agent.send("input", "B");
+    let run = agent.recv_until("finished");
+    assert_eq!(
+        (run.out(), run.code()),
+        (format!("main {long} B\nTrue\n").as_str(), 0)
+    );
+}
+
+#[test]
+fn raw_input_in_a_python_2_batch_program_asks() {
+    let Some(python) = crate::python::pythons()
+        .into_iter()
+        .find(|path| path.ends_with("2.7.18/bin/python"))
+    else {
+        eprintln!("skipped: no Python 2.7 in ~/.pyenv/versions");
+        return;
+    };
+    let builder = Builder::new("python", python.to_str());
+    let kernel = builder
+        .file("work/main.py", "print(raw_input('q: '))\n")
+        .start();
+    let mut agent = kernel.agent();
+    agent.send("exec", "*");
+    assert_eq!(agent.recv_until("waiting-input").out(), "q: ");
+    agent.send("input", "two");
+    assert_eq!(agent.recv_until("finished").out(), "two\n");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! krunner as the agent sees it: the real binary, driven over its sockets.
 
+#![allow(clippy::disallowed_methods, reason = "tests look at HOME and CARGO")]
+
 mod support;
 
 mod batch;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::support::{Agent, Builder, Kernel, plain_python};
 
 /// The system's Python and, where they are installed, the oldest ones that images have.
-fn pythons() -> Vec<PathBuf> {
+pub fn pythons() -> Vec<PathBuf> {
     let home = PathBuf::from(std::env::var_os("HOME").expect("a home"));
     let mut all = vec![PathBuf::from("/usr/bin/python3")];
     for prefix in ["2.7", "3.5", "3.6", "3.13"] {
@@ -229,4 +229,65 @@ fn a_query_of_several_megabytes_passes() {
     let kernel = plain_python();
     let code = format!("len('''{}''')", "x".repeat(5_000_000));
     assert_eq!(kernel.agent().query(&code).out(), "5000000");
+}
+
+#[test]
+fn output_appears_while_the_code_still_runs() {
+    each(|agent, _| {
+        let begin = "import sys, time\nsys.stdout.write('no newline')\n";
+        agent.send("code", &format!("{begin}time.sleep(1000)"));
+        agent.expect_stdout("no newline");
+        agent.send("interrupt", "");
+        agent.recv_until("finished");
+        agent.send("code", &format!("{begin}while True: pass"));
+        agent.expect_stdout("no newline");
+        agent.send("interrupt", "");
+        agent.recv_until("finished");
+    });
+}
+
+#[test]
+fn the_order_of_both_streams_and_of_child_processes_is_kept() {
+    each(|agent, _| {
+        let code = "import os, sys\nfor i in range(3):\n    sys.stdout.write('o%d ' % i)\n    sys.stderr.write('e%d ' % i)";
+        agent.send("code", code);
+        let mut all = Vec::new();
+        loop {
+            match agent.recv() {
+                (kind, _) if kind == "finished" => break,
+                (_, body) => all.extend(body),
+            }
+        }
+        assert_eq!(String::from_utf8_lossy(&all), "o0 e0 o1 e1 o2 e2 ");
+        let run = agent.query("pid = os.fork()\nif pid == 0: os._exit(0)\n_ = os.waitpid(pid, 0)\nsys.stdout.write('once\\n') and None");
+        assert_eq!(run.out(), "once\n");
+    });
+}
+
+#[test]
+fn threads_may_print_during_and_between_runs() {
+    each(|agent, _| {
+        let code = "import sys, threading, time\ndef speak(n):\n    for _ in range(200):\n        sys.stdout.write('%d\\n' % n)\n\
+                    threads = [threading.Thread(target=speak, args=(n,)) for n in range(4)]\n\
+                    _ = [thread.start() for thread in threads]\n_ = [thread.join() for thread in threads]";
+        let run = agent.query(code);
+        assert_eq!(run.out().len(), 4 * 200 * 2);
+        agent.query("def later():\n    time.sleep(0.2)\n    sys.stdout.write('later\\n')\nthreading.Thread(target=later).start()");
+        agent.expect_stdout("later\n");
+        assert_eq!(agent.query("1").out(), "1");
+    });
+}
+
+#[test]
+fn binary_output_and_a_replaced_stdout_work() {
+    let kernel = plain_python();
+    let mut agent = kernel.agent();
+    let run = agent.query("import sys\n_ = sys.stdout.buffer.write(b'\\xff')\nsys.stdout.fileno(), sys.stdout.isatty(), sys.stdout.encoding");
+    assert_eq!(run.stdout, b"\xff(1, False, 'utf-8')");
+    let run = agent.query("import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()) as text: print('inside')\ntext.getvalue()");
+    assert_eq!(run.out(), r"'inside\n'");
+    agent.query("sys.stdout.close()");
+    let run = agent.query("1/0");
+    assert_eq!(run.code(), 1);
+    assert!(run.err().contains("ZeroDivisionError"), "{}", run.err());
 }

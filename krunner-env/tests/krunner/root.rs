@@ -101,7 +101,7 @@ fn an_empty_root_is_enough() {
         ("krunner: /bin/sh: not found in this image\n", 127)
     );
     // The runner itself is the only program there.
-    assert!(kernel.dir.path().join("etc/passwd").exists() == false);
+    assert!(!kernel.dir.path().join("etc/passwd").exists());
 }
 
 #[test]

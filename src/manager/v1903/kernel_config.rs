@@ -2,12 +2,11 @@
 //! map would raise.
 
 use rmpv::ValueRef;
-use rust_decimal::Decimal;
 
 use super::python;
 use super::wire_error::WireError;
 use crate::agent::request::{KernelConfig, VfolderMount};
-use crate::resource::slot::SlotAmounts;
+use crate::resource::slot::{Amount, SlotAmounts};
 use crate::runtime::{LabelMap, RegistryAuth};
 
 type Pairs<'a> = [(ValueRef<'a>, ValueRef<'a>)];
@@ -92,25 +91,16 @@ fn slots(slots: &Pairs<'_>) -> Result<SlotAmounts, WireError> {
     slots
         .iter()
         .map(|(name, amount)| {
-            let (name, amount) = (python::text(name), python::text(amount));
-            match decimal(&amount) {
-                Some(amount) if !amount.is_sign_negative() => Ok((name, amount)),
-                _ => {
-                    let text = format!("resource slot {name}: {amount:?} is no amount");
+            let name = python::text(name);
+            match Amount::parse(&python::text(amount)) {
+                Ok(amount) => Ok((name, amount)),
+                Err(invalid) => {
+                    let text = format!("resource slot {name}: {invalid}");
                     Err(WireError::one("builtins.ValueError", text))
                 }
             }
         })
         .collect()
-}
-
-fn decimal(text: &str) -> Option<Decimal> {
-    let text = text.trim();
-    if text.contains(['e', 'E']) {
-        Decimal::from_scientific(text).ok()
-    } else {
-        text.parse().ok()
-    }
 }
 
 /// Seconds; absent on restart. Less than one is never.
@@ -218,20 +208,11 @@ mod tests {
     #[test]
     fn exponents_are_amounts() {
         let decoded = decode(&config(vec![])).expect("a config");
-        assert_eq!(
-            decoded
-                .slots
-                .get("cpu")
-                .map(crate::resource::slot::Amount::value),
-            Some(Decimal::from(10))
-        );
-        assert_eq!(
-            decoded
-                .slots
-                .get("mem")
-                .map(crate::resource::slot::Amount::value),
-            Some(Decimal::from(1 << 30))
-        );
+        let cpu = decoded.slots.get("cpu").expect("given");
+        assert_eq!(cpu.value(), 10.into());
+        assert_eq!(cpu.to_string(), "1E+1", "files show the manager's own form");
+        let mem = decoded.slots.get("mem").expect("given");
+        assert_eq!(mem.value(), (1 << 30).into());
         assert_eq!(decoded.auth, None, "an empty password is none");
         assert_eq!(decoded.labels["ai.backend.kernelspec"], "1");
         assert_eq!((decoded.idle_timeout, decoded.mounts.len()), (0, 0));

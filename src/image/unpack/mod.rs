@@ -1,0 +1,112 @@
+//! One layer's tar becomes one overlay lower: whiteouts become the overlay's own, and no entry leaves the folder.
+
+mod entry;
+mod tree;
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use self::entry::Unpacker;
+use super::compression::decompress;
+use super::error::{ImageError, Result};
+
+/// Bounds for one layer, against archives made to fill the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all files of a layer.
+    pub bytes: u64,
+    /// Entries of a layer.
+    pub entries: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            bytes: 64 << 30,
+            entries: 4_000_000,
+        }
+    }
+}
+
+/// What an archive held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unpacked {
+    /// Digest of the uncompressed tar, `sha256:…`.
+    pub(crate) diff_id: String,
+    /// Bytes of its files.
+    pub(crate) size: u64,
+}
+
+/// Unpacks a tar (plain, gzip or zstd) into an empty folder. What it leaves after an error is the caller's to remove.
+pub(crate) fn unpack(what: &str, source: impl Read, to: &Path, limits: Limits) -> Result<Unpacked> {
+    let (_, plain) = decompress(source).map_err(|error| broken(what, error))?;
+    let mut archive = tar::Archive::new(Meter::new(plain));
+    let mut unpacker = Unpacker::new(what, to, limits)?;
+    for entry in archive.entries().map_err(|error| broken(what, error))? {
+        unpacker.add(entry.map_err(|error| broken(what, error))?)?;
+    }
+    let size = unpacker.finish()?;
+    let mut meter = archive.into_inner();
+    // Compressed padding without end is a bomb as well.
+    let rest = io::copy(&mut meter.by_ref().take(limits.bytes), &mut io::sink());
+    if rest.map_err(|error| broken(what, error))? == limits.bytes {
+        return Err(ImageError::TooManyBytes {
+            what: what.to_owned(),
+            limit: limits.bytes,
+        });
+    }
+    if meter.zeros < 512 {
+        return Err(ImageError::Truncated(what.to_owned()));
+    }
+    Ok(Unpacked {
+        diff_id: format!("sha256:{}", hex::encode(meter.hash.finalize())),
+        size,
+    })
+}
+
+/// An error of the archive's reader: cut off, or no such archive at all.
+pub(crate) fn broken(what: &str, error: io::Error) -> ImageError {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return ImageError::Truncated(what.to_owned());
+    }
+    let text = error.to_string();
+    if text.contains("unexpected EOF") || text.contains("failed to read entire block") {
+        return ImageError::Truncated(what.to_owned());
+    }
+    ImageError::malformed(what, text)
+}
+
+/// Counts and digests what is read.
+struct Meter<R> {
+    source: R,
+    hash: Sha256,
+    /// Zero bytes at the end so far: a whole archive ends with blocks of them.
+    zeros: u64,
+}
+
+impl<R> Meter<R> {
+    fn new(source: R) -> Self {
+        Self {
+            source,
+            hash: Sha256::new(),
+            zeros: 0,
+        }
+    }
+}
+
+impl<R: Read> Read for Meter<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read(buffer)?;
+        let bytes = &buffer[..count];
+        self.hash.update(bytes);
+        let tail = bytes.iter().rev().take_while(|byte| **byte == 0).count() as u64;
+        self.zeros = if tail == count as u64 {
+            self.zeros + tail
+        } else {
+            tail
+        };
+        Ok(count)
+    }
+}
