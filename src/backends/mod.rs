@@ -6,9 +6,16 @@ pub mod youki;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::cli::RuntimeKind;
-use crate::image::Store;
-use crate::runtime::{ContainerRuntime, ImageStore, Result};
+use crate::runtime::{ContainerRuntime, ImageStore};
+
+/// The container engines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeKind {
+    /// libcontainer in a small monitor process for each container; no daemon.
+    #[default]
+    Youki,
+}
 
 /// Where an engine keeps its things and how it starts its helpers.
 #[derive(Clone, Debug)]
@@ -28,24 +35,22 @@ pub struct Engine {
     pub runtime: Arc<dyn ContainerRuntime>,
     /// Its images.
     pub images: Arc<dyn ImageStore>,
-    /// The same images as a store of our own, for import and removal; engines with a store of theirs have none.
-    pub store: Option<Arc<Store>>,
 }
 
-/// Opens the engine of this kind.
+/// Opens an engine.
 ///
 /// # Errors
-/// When its folders or its daemon cannot be reached.
-#[cfg(feature = "youki")]
-pub async fn open(kind: RuntimeKind, config: EngineConfig) -> Result<Engine> {
+/// When it cannot serve; the text says what it lacks.
+pub async fn open(kind: RuntimeKind, config: EngineConfig) -> crate::runtime::Result<Engine> {
     match kind {
+        #[cfg(feature = "youki")]
         RuntimeKind::Youki => {
-            let store = Store::open(&config.state_dir)?;
-            let runtime = Arc::new(youki::Youki::open(config, Arc::clone(&store) as _).await?);
+            let images = crate::image::Store::open(&config.state_dir)?;
+            let source: Arc<dyn youki::RootfsSource> = Arc::new(Arc::clone(&images));
+            let runtime = youki::Youki::open(config, source).await?;
             Ok(Engine {
-                runtime,
-                images: Arc::clone(&store) as _,
-                store: Some(store),
+                runtime: Arc::new(runtime),
+                images,
             })
         }
     }

@@ -1,149 +1,158 @@
-//! What can go wrong with an image, cut by what the caller can do, and what of it the runtime's callers see.
+//! What goes wrong with images, and what the engine's caller is told of it.
 
 use std::io;
-use std::path::{Path, PathBuf};
 
-use super::Digest;
-use crate::runtime::{BoxError, RuntimeError};
+use crate::runtime::RuntimeError;
 
-/// A failure of the image store.
+/// A failure of the image store; everything that was begun is undone when one is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Pull or import it.
+    /// The name is no image reference.
+    #[error("{text:?} is not an image reference: {why}")]
+    Reference {
+        /// What was given.
+        text: String,
+        /// The part that is wrong.
+        why: &'static str,
+    },
+    /// The store has no such image.
     #[error("image {0} is not present; pull or import it first")]
     Missing(String),
-    /// Correct the name.
-    #[error("{reference:?} is not an image reference: {reason}")]
-    InvalidReference {
-        /// The text given.
-        reference: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// Give a name, or another archive.
-    #[error("{0}")]
-    InvalidRequest(String),
-    /// Use an image of this machine's architecture.
-    #[error("image {image} is for {found}, this machine is {host}")]
+    /// A container still stands on the image.
+    #[error("image {0} is in use by a container; remove the container first")]
+    InUse(String),
+    /// The image is for other machines.
+    #[error("image {image} is for {found}, this machine is {wanted}; use an image for {wanted}")]
     WrongArchitecture {
         /// The image.
         image: String,
-        /// Its platform, `os/architecture`.
+        /// Its architecture.
         found: String,
-        /// Ours.
-        host: String,
+        /// This machine's.
+        wanted: String,
     },
-    /// Remove the containers first.
-    #[error("image {0} is in use by a container; remove the container first")]
-    InUse(String),
-    /// The data is not what its digest says: fetch it again from a source that can be trusted.
-    #[error("{what} has digest {actual} instead of {expected}")]
-    DigestMismatch {
-        /// The blob or layer.
-        what: String,
-        /// What the image says.
-        expected: Digest,
-        /// What the data has.
-        actual: Digest,
-    },
-    /// The data is longer or shorter than the image says.
-    #[error("{what} has {actual} bytes instead of {expected}")]
-    SizeMismatch {
-        /// The blob.
-        what: String,
-        /// What the image says.
-        expected: u64,
-        /// What there is, or at least is.
-        actual: u64,
-    },
-    /// The archive ends in the middle.
-    #[error("{0} is truncated")]
-    Truncated(String),
-    /// The archive or the document cannot be understood.
-    #[error("{what} is malformed: {reason}")]
-    Malformed {
-        /// Archive, manifest, config or entry.
-        what: String,
-        /// Why.
-        reason: String,
-    },
-    /// An archive entry is named to lie outside of the root.
-    #[error("archive entry {} leads out of the root file system", .0.display())]
-    PathEscapes(PathBuf),
-    /// A hard link in the archive points outside of the root, or to nothing in the same layer.
-    #[error("hard link {} points to {}, which is not a file of the same layer", .path.display(), .target.display())]
-    BadHardLink {
-        /// The link.
-        path: PathBuf,
-        /// Where it points.
-        target: PathBuf,
-    },
-    /// Device nodes need root.
-    #[error("archive entry {} is a device node, which needs root to be made", .0.display())]
-    DeviceRefused(PathBuf),
-    /// The archive unpacks to more than is allowed.
-    #[error("the archive unpacks to more than {limit} bytes")]
-    TooLarge {
-        /// The bound that was passed.
-        limit: u64,
-    },
-    /// The archive has more entries than is allowed.
-    #[error("the archive has more than {limit} entries")]
-    TooManyEntries {
-        /// The bound that was passed.
-        limit: u64,
-    },
-    /// The image uses a media type or an entry type that is not supported.
-    #[error("{what} is of type {kind}, which is not supported")]
-    Unsupported {
-        /// Layer, manifest or entry.
-        what: String,
-        /// Its type.
-        kind: String,
-    },
-    /// The image exists, but not for this platform.
-    #[error("image {image} has no variant for {wanted}; it has {offered}")]
+    /// An index has no image for the platform.
+    #[error("{image} has no image for {wanted}; it has {found}")]
     NoPlatform {
         /// The image.
         image: String,
-        /// Platform asked for.
+        /// `os/arch` asked for.
         wanted: String,
-        /// Platforms there are.
-        offered: String,
+        /// What the index offers.
+        found: String,
     },
-    /// Give credentials, or others.
-    #[error("registry {registry} refuses access to {image}: {reason}")]
-    Unauthorized {
-        /// Host name of the registry.
-        registry: String,
-        /// The image.
-        image: String,
-        /// The registry's words.
-        reason: String,
+    /// An entry's path is absolute or climbs out with `..`.
+    #[error("the archive's entry {0:?} leaves the root file system")]
+    EscapesRoot(String),
+    /// A hard link's target is absolute or climbs out with `..`.
+    #[error("the archive's hard link {entry:?} points out of the root file system, to {target:?}")]
+    LinkEscapesRoot {
+        /// The link.
+        entry: String,
+        /// Its target.
+        target: String,
     },
-    /// The registry does not have it.
-    #[error("registry {registry} has no image {image}")]
-    NotInRegistry {
-        /// Host name of the registry.
-        registry: String,
-        /// The image.
-        image: String,
+    /// A hard link's target is not in the layer, or is a folder.
+    #[error("the archive's hard link {entry:?} points to {target:?}, which it cannot link to")]
+    BrokenLink {
+        /// The link.
+        entry: String,
+        /// Its target.
+        target: String,
     },
-    /// Wait, then ask again.
-    #[error("registry {registry} does not serve {image}")]
-    Network {
-        /// Host name of the registry.
-        registry: String,
+    /// An entry's parent is a file, or a loop of symbolic links.
+    #[error("the archive's entry {0:?} lies in something that is not a folder")]
+    NotAFolder(String),
+    /// Only root makes device nodes.
+    #[error("the archive's entry {0:?} is a device node, which only root can make")]
+    DeviceRefused(String),
+    /// The unpacked layer would be too large.
+    #[error("{what} unpacks to more than {limit} bytes")]
+    TooManyBytes {
+        /// What was unpacked.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The layer has too many files.
+    #[error("{what} has more than {limit} entries")]
+    TooManyEntries {
+        /// What was unpacked.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// Content is not what its digest says.
+    #[error("{what} has the digest {found}, not {expected}; it is damaged or forged")]
+    WrongDigest {
+        /// The blob.
+        what: String,
+        /// Digest it was asked by.
+        expected: String,
+        /// Digest of what came.
+        found: String,
+    },
+    /// A layer's content is not what the image's config says.
+    #[error(
+        "{what} unpacks to {found}, not to the {expected} of its config; it is damaged or forged"
+    )]
+    WrongDiffId {
+        /// The layer.
+        what: String,
+        /// Digest in the config.
+        expected: String,
+        /// Digest of the layer's tar.
+        found: String,
+    },
+    /// Labels, environment and the like are for a root file system's tar only.
+    #[error(
+        "{0} is a whole image with its own config; import it without labels, environment, command and the like"
+    )]
+    Inapplicable(String),
+    /// The archive ends in the middle.
+    #[error("{0} ends too early; it is cut off")]
+    Truncated(String),
+    /// The archive or document cannot be read.
+    #[error("{what} is malformed: {why}")]
+    Malformed {
+        /// The object.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A format, media type or digest algorithm that is not handled.
+    #[error("{what}: {why} is not supported")]
+    Unsupported {
+        /// The object.
+        what: String,
+        /// The format.
+        why: String,
+    },
+    /// The registry has no such image.
+    #[error("the registry has no image {0}; check its name and tag")]
+    NotInRegistry(String),
+    /// The registry wants other credentials.
+    #[error("the registry refuses access to {image}; log in with --username and --password-stdin")]
+    Denied {
         /// The image.
         image: String,
         /// Why.
         #[source]
-        source: BoxError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The disk or the file system refuses; report it.
+    /// The registry does not answer, or the connection breaks.
+    #[error("cannot fetch {what}; try again")]
+    Unreachable {
+        /// The image or blob.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The file system said no.
     #[error("cannot {action}: {source}")]
     Io {
-        /// What was being done, with the object's name.
+        /// What was being done, with the path.
         action: String,
         /// Why.
         #[source]
@@ -151,65 +160,42 @@ pub enum ImageError {
     },
 }
 
+/// Result of the image store.
+pub type Result<T, E = ImageError> = std::result::Result<T, E>;
+
 impl ImageError {
-    /// An input or output error at a path.
-    pub(super) fn io(verb: &str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Io {
-            action: format!("{verb} {}", path.display()),
+    /// For `map_err`: an I/O failure with what was being done.
+    pub(crate) fn io<E: Into<io::Error>>(action: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let action = action.into();
+        move |source| Self::Io {
+            action,
             source: source.into(),
         }
     }
 
-    /// A document or an archive that makes no sense.
-    pub(super) fn malformed(what: impl Into<String>, reason: impl ToString) -> Self {
+    /// A document or archive that cannot be read.
+    pub(crate) fn malformed(what: impl Into<String>, why: impl ToString) -> Self {
         Self::Malformed {
             what: what.into(),
-            reason: reason.to_string(),
-        }
-    }
-
-    /// Whether trying again later, with what has come so far, may help.
-    pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::Network { .. })
-    }
-
-    /// The runtime's word for it, said by `engine`.
-    #[must_use]
-    pub fn into_runtime(self, engine: &'static str) -> RuntimeError {
-        match self {
-            Self::Missing(image) => RuntimeError::ImageMissing(image),
-            Self::NotInRegistry { .. }
-            | Self::InvalidReference { .. }
-            | Self::InvalidRequest(_)
-            | Self::WrongArchitecture { .. }
-            | Self::InUse(_)
-            | Self::NoPlatform { .. }
-            | Self::Unauthorized { .. }
-            | Self::PathEscapes(_)
-            | Self::BadHardLink { .. }
-            | Self::DeviceRefused(_)
-            | Self::TooLarge { .. }
-            | Self::TooManyEntries { .. }
-            | Self::Unsupported { .. } => RuntimeError::Invalid(self.to_string()),
-            Self::Network { .. } => RuntimeError::Unavailable {
-                engine: "the image registry",
-                source: Box::new(self),
-            },
-            Self::DigestMismatch { .. }
-            | Self::SizeMismatch { .. }
-            | Self::Truncated(_)
-            | Self::Malformed { .. }
-            | Self::Io { .. } => RuntimeError::Engine {
-                engine,
-                action: "reading an image".to_owned(),
-                source: Box::new(self),
-            },
+            why: why.to_string(),
         }
     }
 }
 
 impl From<ImageError> for RuntimeError {
     fn from(error: ImageError) -> Self {
-        error.into_runtime("image store")
+        match error {
+            ImageError::Missing(image) => Self::ImageMissing(image),
+            ImageError::Unreachable { .. } => Self::Unavailable {
+                engine: "the image registry",
+                source: Box::new(error),
+            },
+            ImageError::Io { ref action, .. } => Self::Engine {
+                engine: "the image store",
+                action: action.clone(),
+                source: Box::new(error),
+            },
+            other => Self::Invalid(other.to_string()),
+        }
     }
 }

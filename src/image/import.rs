@@ -1,205 +1,223 @@
-//! Import from files: which kind it is, and the way into the store that all kinds share.
+//! Images out of files: a root file system's tar here, archives and folders of whole images in `archive`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
 
-use super::blob::TempPath;
-use super::index::Entry;
-use super::manifest::{Image, OCI_MANIFEST};
-use super::store::{Folders, blocking};
-use super::unpack::{Limited, Tar, decoder};
-use super::{Digest, ImageError, ImageRef, Platform, Store, UnpackLimits, archive, rootfs};
-use crate::runtime::ImageInfo;
+use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType};
+use serde_json::{Value, json};
 
-/// What to import, and how.
-#[derive(Clone, Debug, Default)]
-pub struct ImportOptions {
-    /// Name to give it; archives that bring names of their own need none.
-    pub name: Option<String>,
-    /// Config for a root file system, which brings none.
-    pub rootfs: RootfsOptions,
-}
+use super::archive::{self, Members};
+use super::compression::{Compression, decompress, peek};
+use super::error::{ImageError, Result};
+use super::layout::{Layout, Work};
+use super::platform::Platform;
+use super::reference::ImageRef;
+use super::unpack::broken;
+use super::{Added, architecture};
+use crate::runtime::LabelMap;
 
-/// The config of an imported root file system.
+/// What a root file system's tar does not say about its image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RootfsOptions {
-    /// Labels.
-    pub labels: Vec<(String, String)>,
+pub struct ImportOptions {
+    /// Labels of the image.
+    pub labels: LabelMap,
     /// Environment, `K=V`.
     pub env: Vec<String>,
     /// Command.
     pub command: Vec<String>,
     /// Working folder.
-    pub working_dir: Option<String>,
-    /// User, `name`, `uid` or `uid:gid`.
+    pub workdir: Option<String>,
+    /// User (and group) of the command.
     pub user: Option<String>,
     /// Architecture; this machine's when absent.
     pub architecture: Option<String>,
 }
 
-impl RootfsOptions {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// The architecture asked for, or this machine's.
-    pub(super) fn platform(&self) -> Platform {
-        let mut platform = Platform::host();
-        if let Some(architecture) = &self.architecture {
-            architecture.clone_into(&mut platform.architecture);
+/// Imports a file, folder or (`-`) standard input, whatever it holds.
+pub(crate) fn import(
+    layout: &Layout,
+    work: &Work,
+    path: &Path,
+    name: Option<&ImageRef>,
+    options: &ImportOptions,
+) -> Result<Vec<Added>> {
+    let what = path.display().to_string();
+    let whole = |members: &Members| {
+        if *options != ImportOptions::default() {
+            return Err(ImageError::Inapplicable(what.clone()));
         }
-        platform
-    }
-}
-
-/// What a path holds.
-enum Kind {
-    Rootfs,
-    Archive,
-}
-
-impl Store {
-    /// Imports a root file system (tar), a `docker save` archive, or an OCI archive or folder; `-` is standard input.
-    /// The same input gives the same digests.
-    ///
-    /// # Errors
-    /// [`ImageError::InvalidRequest`] where name and archive do not fit, and whatever the archive is refused with;
-    /// nothing is left in the store then.
-    pub async fn import(
-        self: &Arc<Self>,
-        path: &Path,
-        options: ImportOptions,
-    ) -> Result<Vec<ImageInfo>, ImageError> {
-        let (folders, limits, path) = (self.folders.clone(), self.limits, path.to_owned());
-        blocking(move || {
-            let result = {
-                let _work = folders.work()?;
-                folders.import(&path, &options, limits)
-            };
-            if result.is_err() {
-                folders.collect()?;
-            }
-            result
-        })
-        .await
-    }
-}
-
-impl Folders {
-    fn import(
-        &self,
-        path: &Path,
-        options: &ImportOptions,
-        limits: UnpackLimits,
-    ) -> Result<Vec<ImageInfo>, ImageError> {
-        let name = options.name.as_deref().map(ImageRef::parse).transpose()?;
-        if path.is_dir() {
-            refuse_rootfs_options(path, options)?;
-            return archive::import_folder(self, path, name.as_ref(), limits);
-        }
-        let (file, _temp) = self.at_hand(path)?;
-        match kind(&file, limits)? {
-            Kind::Archive => {
-                refuse_rootfs_options(path, options)?;
-                archive::import_archive(self, &file, name.as_ref(), limits)
-            }
-            Kind::Rootfs => {
-                let name = name.ok_or_else(|| {
-                    ImageError::InvalidRequest(format!(
-                        "{} is a root file system: give the image a name",
-                        path.display()
-                    ))
-                })?;
-                rootfs::import(self, &file, &name, &options.rootfs, limits).map(|info| vec![info])
-            }
-        }
-    }
-
-    /// The file itself, or standard input as a file.
-    fn at_hand(&self, path: &Path) -> Result<(PathBuf, Option<TempPath>), ImageError> {
-        if path.as_os_str() != "-" {
-            return Ok((path.to_owned(), None));
-        }
-        let (temp, _, _) = self.blobs.ingest(io::stdin().lock(), "standard input")?;
-        Ok((temp.path().to_owned(), Some(temp)))
-    }
-
-    /// Unpacks an image whose blobs are there, and gives it its names.
-    pub(super) fn record(
-        &self,
-        manifest: &Digest,
-        names: &[ImageRef],
-        limits: UnpackLimits,
-    ) -> Result<ImageInfo, ImageError> {
-        let image: Image = self.load(manifest)?;
-        self.unpack(&image, limits)?;
-        let size = self
-            .blobs
-            .path(manifest)
-            .metadata()
-            .map_err(|e| ImageError::io("look at blob", &self.blobs.path(manifest), e))?
-            .len();
-        for name in names {
-            self.index.set(Entry {
-                name: name.store_name(),
-                manifest: manifest.clone(),
-                size,
-                media_type: OCI_MANIFEST.to_owned(),
-            })?;
-        }
-        Ok(self.find(manifest.as_str())?.1)
-    }
-}
-
-fn refuse_rootfs_options(path: &Path, options: &ImportOptions) -> Result<(), ImageError> {
-    if options.rootfs.is_empty() {
-        return Ok(());
-    }
-    Err(ImageError::InvalidRequest(format!(
-        "{} is an image with a config of its own: labels, environment, command, folder, user and architecture are \
-         for root file systems",
-        path.display()
-    )))
-}
-
-/// Looks at the first entry: image archives begin with one of few names, which no root file system has.
-fn kind(path: &Path, limits: UnpackLimits) -> Result<Kind, ImageError> {
-    let what = format!("archive {}", path.display());
-    let file = File::open(path).map_err(|e| ImageError::io("open", path, e))?;
-    let stream = Limited::new(decoder(file, &what)?, limits.stream(), limits.bytes);
-    let mut tar = Tar::new(stream, &what);
-    let Some(first) = first_name(&mut tar)? else {
-        return Err(if tar.saw_end() {
-            ImageError::malformed(what, "it is empty")
-        } else {
-            ImageError::Truncated(what)
-        });
+        archive::import(layout, work, &what, members, name, &Platform::default())
     };
-    let is_hex = |name: &str| name.len() == 64 && name.bytes().all(|c| c.is_ascii_hexdigit());
-    let known = [
-        "blobs",
-        "oci-layout",
-        "index.json",
-        "manifest.json",
-        "repositories",
-    ];
-    let image = known.contains(&first.as_str()) || is_hex(first.trim_end_matches(".json"));
-    Ok(if image { Kind::Archive } else { Kind::Rootfs })
+    if path.is_dir() {
+        return whole(&Members::Folder(path.to_owned()));
+    }
+    let (compression, source) = decompress(open(path)?).map_err(|error| broken(&what, error))?;
+    let (start, source) = peek(source).map_err(|error| broken(&what, error))?;
+    let mut source: Box<dyn Read> = Box::new(source);
+    if may_hold_images(&start) {
+        let plain = compression == Compression::None && path != Path::new("-");
+        let file = if plain {
+            File::open(path).map_err(ImageError::io(format!("open {what}")))?
+        } else {
+            spool(layout, &what, source)?
+        };
+        let again = file
+            .try_clone()
+            .map_err(ImageError::io(format!("read {what}")))?;
+        let members = Members::of_tar(&what, file)?;
+        if members.holds_images() {
+            return whole(&members);
+        }
+        source = rewound(again).map_err(ImageError::io(format!("read {what}")))?;
+    }
+    let name = name
+        .ok_or_else(|| ImageError::malformed(&what, "a root file system has no name; give one"))?;
+    Ok(vec![rootfs(layout, work, &what, source, name, options)?])
 }
 
-/// First component of the first entry's name that has one.
-fn first_name<R: Read>(tar: &mut Tar<R>) -> Result<Option<String>, ImageError> {
-    while let Some(entry) = tar.next_entry()? {
-        let name = entry.path.components().find_map(|part| match part {
-            std::path::Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
-            _ => None,
-        });
-        // A folder `./` alone tells nothing.
-        if name.is_some() {
-            return Ok(name);
-        }
+fn open(path: &Path) -> Result<Box<dyn Read>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdin().lock()));
     }
-    Ok(tar.saw_end().then(|| ".".to_owned()))
+    let file = File::open(path).map_err(ImageError::io(format!("open {}", path.display())))?;
+    Ok(Box::new(file))
+}
+
+fn rewound(mut file: File) -> io::Result<Box<dyn Read>> {
+    file.seek(SeekFrom::Start(0))?;
+    Ok(Box::new(file))
+}
+
+/// Whether the first header of a tar may be that of an archive of images; the rest of it decides.
+fn may_hold_images(start: &[u8]) -> bool {
+    let name = start.get(..100).unwrap_or(start);
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = name.strip_prefix(b"./").unwrap_or(name);
+    let first = name.split(|byte| *byte == b'/').next().unwrap_or_default();
+    let stem = first
+        .strip_suffix(b".json")
+        .or(first.strip_suffix(b".tar"))
+        .unwrap_or(first);
+    let metadata = start.get(156).is_some_and(|kind| b"gxLK".contains(kind));
+    let names: [&[u8]; 6] = [
+        b"",
+        b"blobs",
+        b"oci-layout",
+        b"index.json",
+        b"manifest.json",
+        b"repositories",
+    ];
+    let digest = stem.len() == 64 && stem.iter().all(u8::is_ascii_hexdigit);
+    // `./` is how both kinds begin when they were packed by hand.
+    metadata || digest || names.contains(&first)
+}
+
+/// An uncompressed copy on disk, without a name: archives of images are read out of order.
+fn spool(layout: &Layout, what: &str, source: impl Read) -> Result<File> {
+    let temporary = layout.temporary();
+    let failed = || ImageError::io(format!("copy {what} to {}", temporary.path().display()));
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(temporary.path())
+        .map_err(failed())?;
+    let limit = layout.limits().bytes;
+    let copied =
+        io::copy(&mut source.take(limit), &mut file).map_err(|error| broken(what, error))?;
+    if copied == limit {
+        return Err(ImageError::TooManyBytes {
+            what: what.to_owned(),
+            limit,
+        });
+    }
+    file.seek(SeekFrom::Start(0)).map_err(failed())?;
+    Ok(file)
+}
+
+/// Makes an image of one layer out of a root file system's tar. The layer is named by the plain tar, so that the
+/// same tar makes the same image however it is compressed.
+fn rootfs(
+    layout: &Layout,
+    work: &Work,
+    what: &str,
+    source: impl Read,
+    name: &ImageRef,
+    options: &ImportOptions,
+) -> Result<Added> {
+    let unpacked = layout.add_layer(work, what, source, None)?;
+    let layer = Descriptor::new(
+        MediaType::ImageLayer,
+        unpacked.tar_size,
+        parsed(&unpacked.diff_id),
+    );
+    let config = config(options, &unpacked.diff_id);
+    let config = serde_json::to_vec(&config).expect("an image config is plain data");
+    manifest_of(layout, work, &config, vec![layer], vec![name.to_string()])
+}
+
+/// Stores a config and a manifest made for it.
+pub(crate) fn manifest_of(
+    layout: &Layout,
+    work: &Work,
+    config: &[u8],
+    layers: Vec<Descriptor>,
+    names: Vec<String>,
+) -> Result<Added> {
+    let digest = parsed(&layout.write_blob(work, config)?);
+    let manifest = ImageManifestBuilder::default()
+        .schema_version(2_u32)
+        .media_type(MediaType::ImageManifest)
+        .config(Descriptor::new(
+            MediaType::ImageConfig,
+            config.len() as u64,
+            digest,
+        ))
+        .layers(layers)
+        .build()
+        .expect("all that a manifest needs is given");
+    let manifest = serde_json::to_vec(&manifest).expect("a manifest is plain data");
+    Ok(Added {
+        manifest: layout.write_blob(work, &manifest)?,
+        manifest_size: manifest.len() as u64,
+        repo_digest: None,
+        names,
+    })
+}
+
+/// The config of a tar's image: no time stamp and sorted keys, so that the same tar always makes the same image.
+fn config(options: &ImportOptions, diff_id: &str) -> Value {
+    let mut config = serde_json::Map::new();
+    let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
+    if let Some(user) = &options.user {
+        set("User", json!(user));
+    }
+    if !options.env.is_empty() {
+        set("Env", json!(options.env));
+    }
+    if !options.command.is_empty() {
+        set("Cmd", json!(options.command));
+    }
+    if let Some(workdir) = &options.workdir {
+        set("WorkingDir", json!(workdir));
+    }
+    if !options.labels.is_empty() {
+        set(
+            "Labels",
+            json!(options.labels.iter().collect::<BTreeMap<_, _>>()),
+        );
+    }
+    json!({
+        "architecture": options.architecture.as_deref().unwrap_or(architecture()),
+        "os": "linux",
+        "config": config,
+        "rootfs": { "type": "layers", "diff_ids": [diff_id] },
+    })
+}
+
+/// A digest for a descriptor.
+fn parsed(digest: &str) -> oci_spec::image::Digest {
+    digest.parse().expect("made by this store")
 }

@@ -1,36 +1,396 @@
 //! The node's image store for engines without one of their own: an OCI layout with unpacked layers.
-//!
-//! ```text
-//! <state-dir>/images/   oci-layout, index.json, blobs/sha256/<hex>     what was pulled or imported, by digest
-//! <state-dir>/layers/   sha256/<diff id>/fs                            what containers are made of, as overlay lowers
-//! ```
-//!
-//! Any number of processes may work on one store: files appear by rename, `index.json` changes under a file lock, and
-//! whoever uses something holds a shared lock on it. What a dead process left behind goes at the next [`Store::open`].
 
 mod archive;
-mod blob;
-mod collect;
-mod credential;
-mod digest;
+mod compression;
 mod error;
 mod import;
-mod index;
-mod layer;
-mod lock;
-mod manifest;
+mod layout;
 mod platform;
 mod pull;
 mod reference;
-mod rootfs;
-mod store;
 mod unpack;
 
-pub use self::digest::Digest;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
+
 pub use self::error::ImageError;
-pub use self::import::{ImportOptions, RootfsOptions};
+pub use self::import::ImportOptions;
 pub use self::platform::Platform;
-pub use self::pull::{PullOptions, PullProgress};
+pub use self::pull::PullOptions;
 pub use self::reference::ImageRef;
-pub use self::store::{PreparedImage, Store};
-pub use self::unpack::UnpackLimits;
+pub use self::unpack::Limits;
+
+use self::error::Result;
+use self::layout::{Layout, Work};
+use crate::runtime::{self, ImageInfo, ImageStore, RegistryAuth};
+
+/// Annotation of the index that holds an image's canonical name (OCI image layout specification).
+const NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation of the index: the digest that the image's registry or layout knows it by.
+const REPO_DIGEST: &str = "ai.backend.image.repo-digest";
+
+/// The images of this node. Any number of tasks and processes may use one folder.
+#[derive(Debug)]
+pub struct Store {
+    layout: Layout,
+}
+
+/// An image, ready to be a container's root.
+#[derive(Clone, Debug)]
+pub struct PreparedImage {
+    /// What the manager sees of it.
+    pub info: ImageInfo,
+    /// Its whole config.
+    pub config: ImageConfiguration,
+    /// Folders of its layers, topmost first, as overlayfs wants them.
+    pub lowers: Vec<PathBuf>,
+}
+
+/// An image whose blobs and layers are stored, before it is in the index.
+#[derive(Debug)]
+pub(crate) struct Added {
+    manifest: String,
+    manifest_size: u64,
+    repo_digest: Option<String>,
+    names: Vec<String>,
+}
+
+/// One image of the index with all its names.
+#[derive(Debug)]
+struct Record {
+    manifest: String,
+    info: ImageInfo,
+    config: ImageConfiguration,
+}
+
+impl Store {
+    /// Opens (and makes) the store below the agent's state folder, and clears up after crashes.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] when the folder cannot be used.
+    pub fn open(root: &Path) -> Result<Arc<Self>> {
+        Self::open_with(root, Limits::default())
+    }
+
+    /// Like [`Store::open`], with other bounds for layers.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(root: &Path, limits: Limits) -> Result<Arc<Self>> {
+        let layout = Layout::open(root, limits)?;
+        if let Err(error) = layout.collect() {
+            tracing::warn!(%error, "cannot clean the image store");
+        }
+        Ok(Arc::new(Self { layout }))
+    }
+
+    /// The image's config and layers, if it runs on this machine. Blocks on a few small files.
+    ///
+    /// # Errors
+    /// [`ImageError::Missing`], [`ImageError::WrongArchitecture`], [`ImageError::Io`].
+    pub fn prepare(&self, image: &str) -> Result<PreparedImage> {
+        let record = find(&self.layout, image)?;
+        let found = format!("{}/{}", record.config.os(), record.config.architecture());
+        let wanted = format!("linux/{}", architecture());
+        if found != wanted {
+            return Err(ImageError::WrongArchitecture {
+                image: image.to_owned(),
+                found,
+                wanted,
+            });
+        }
+        let mut lowers = Vec::new();
+        for diff_id in record.config.rootfs().diff_ids().iter().rev() {
+            let layer = self.layout.layer(diff_id);
+            lowers.push(
+                layer.ok_or_else(|| ImageError::Missing(format!("{image} (layer {diff_id})")))?,
+            );
+        }
+        Ok(PreparedImage {
+            info: record.info,
+            config: record.config,
+            lowers,
+        })
+    }
+
+    /// Every image, in the order of names. Blocks.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] and [`ImageError::Malformed`] when the store is damaged.
+    pub fn images(&self) -> Result<Vec<ImageInfo>> {
+        let records = records(&self.layout)?;
+        Ok(records.into_iter().map(|record| record.info).collect())
+    }
+
+    /// Imports a root file system's tar, an archive of `docker save`, or an OCI archive or folder (`-` is standard
+    /// input). The name may be absent when the archive tells it. Blocks.
+    ///
+    /// # Errors
+    /// What is wrong with the archive; the store is then as before.
+    pub fn import(
+        &self,
+        path: &Path,
+        name: Option<&str>,
+        options: &ImportOptions,
+    ) -> Result<Vec<ImageInfo>> {
+        let name = name.map(ImageRef::parse).transpose()?;
+        if let Some(name) = &name
+            && name.digest().is_some()
+        {
+            return Err(ImageError::Reference {
+                text: name.to_string(),
+                why: "an imported image's name has no digest",
+            });
+        }
+        add(&self.layout, |work| {
+            import::import(&self.layout, work, path, name.as_ref(), options)
+        })
+    }
+
+    /// Removes a name, and the image with its last name; or an image by its id. Blocks.
+    ///
+    /// `in_use` are the images (names or ids) of containers that exist.
+    ///
+    /// # Errors
+    /// [`ImageError::InUse`], [`ImageError::Missing`], [`ImageError::Io`].
+    pub fn remove(&self, image: &str, in_use: &[String]) -> Result<()> {
+        let record = find(&self.layout, image)?;
+        let name = named(&record, image);
+        let last = name.is_none() || record.info.names.len() < 2;
+        let used = |other: &String| {
+            find(&self.layout, other).is_ok_and(|other| other.manifest == record.manifest)
+        };
+        if last && in_use.iter().any(used) {
+            return Err(ImageError::InUse(image.to_owned()));
+        }
+        self.layout.change_index(|manifests| {
+            manifests.retain(|entry| {
+                let this = digest_text(entry) == record.manifest;
+                !this || (!last && name_of(entry) != name.as_ref())
+            });
+            Ok(())
+        })?;
+        self.layout.collect()?;
+        Ok(())
+    }
+
+    /// Pulls an image from its registry; cheap when all of it is here. Pulls may run at the same time.
+    ///
+    /// # Errors
+    /// [`ImageError::Unreachable`] may be tried again and resumes; the rest says what is wrong.
+    pub async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo> {
+        pull::pull(&self.layout, &ImageRef::parse(image)?, options).await
+    }
+}
+
+#[async_trait]
+impl ImageStore for Store {
+    async fn list(&self) -> runtime::Result<Vec<ImageInfo>> {
+        let records = pull::blocking(&self.layout, records).await?;
+        Ok(records.into_iter().map(|record| record.info).collect())
+    }
+
+    async fn inspect(&self, image: &str) -> runtime::Result<ImageInfo> {
+        let image = image.to_owned();
+        Ok(
+            pull::blocking(&self.layout, move |layout| find(layout, &image))
+                .await?
+                .info,
+        )
+    }
+
+    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> runtime::Result<ImageInfo> {
+        let options = PullOptions {
+            auth: auth.cloned(),
+            ..PullOptions::default()
+        };
+        Ok(self.pull_with(image, &options).await?)
+    }
+}
+
+/// This machine's architecture, as images name it.
+#[must_use]
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Does work that adds images, and enters them into the index; after an error nothing of it is left.
+fn add(layout: &Layout, make: impl FnOnce(&Work) -> Result<Vec<Added>>) -> Result<Vec<ImageInfo>> {
+    let work = layout.work()?;
+    let result = make(&work).and_then(|added| enter_all(layout, &added));
+    drop(work);
+    if result.is_err()
+        && let Err(error) = layout.collect()
+    {
+        tracing::warn!(%error, "cannot clean the image store");
+    }
+    result
+}
+
+/// Enters images into the index, and returns what is then known of them.
+fn enter_all(layout: &Layout, added: &[Added]) -> Result<Vec<ImageInfo>> {
+    layout.change_index(|manifests| {
+        added.iter().for_each(|added| enter(manifests, added));
+        Ok(())
+    })?;
+    let mut records = records(layout)?;
+    records.retain(|record| added.iter().any(|added| added.manifest == record.manifest));
+    Ok(records.into_iter().map(|record| record.info).collect())
+}
+
+/// Takes the names from other images and gives them to this one. An image that loses its last name stays without
+/// one until it is removed: a container may stand on it.
+fn enter(manifests: &mut Vec<Descriptor>, added: &Added) {
+    for entry in manifests.iter_mut() {
+        let mut annotations = entry.annotations().clone().unwrap_or_default();
+        if annotations
+            .get(NAME)
+            .is_some_and(|name| added.names.contains(name))
+        {
+            annotations.remove(NAME);
+            entry.set_annotations(Some(annotations));
+        }
+    }
+    let mut known: HashSet<String> = HashSet::from([added.manifest.clone()]);
+    known.extend(
+        manifests
+            .iter()
+            .filter(|entry| name_of(entry).is_some())
+            .map(digest_text),
+    );
+    manifests.retain(|entry| name_of(entry).is_some() || known.insert(digest_text(entry)));
+    let names = match added.names.as_slice() {
+        [] => vec![None],
+        names => names.iter().map(Some).collect(),
+    };
+    for name in names {
+        let digest: oci_spec::image::Digest = added.manifest.parse().expect("made by this store");
+        let mut entry = Descriptor::new(MediaType::ImageManifest, added.manifest_size, digest);
+        let mut annotations = std::collections::HashMap::new();
+        if let Some(name) = name {
+            annotations.insert(NAME.to_owned(), name.clone());
+        }
+        if let Some(digest) = &added.repo_digest {
+            annotations.insert(REPO_DIGEST.to_owned(), digest.clone());
+        }
+        entry.set_annotations(Some(annotations));
+        manifests.push(entry);
+    }
+}
+
+fn annotation<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a String> {
+    entry.annotations().as_ref()?.get(key)
+}
+
+fn digest_text(entry: &Descriptor) -> String {
+    entry.digest().to_string()
+}
+
+fn name_of(entry: &Descriptor) -> Option<&String> {
+    annotation(entry, NAME)
+}
+
+/// All images, in the order of names, each once.
+fn records(layout: &Layout) -> Result<Vec<Record>> {
+    let mut records: Vec<Record> = Vec::new();
+    for entry in layout.index()?.manifests() {
+        let digest = entry.digest().to_string();
+        let index = records.iter().position(|record| record.manifest == digest);
+        let record = match index {
+            Some(index) => &mut records[index],
+            None => {
+                records.push(record(layout, digest)?);
+                records.last_mut().expect("pushed above")
+            }
+        };
+        record.info.names.extend(name_of(entry).cloned());
+        if let Some(digest) = annotation(entry, REPO_DIGEST) {
+            record.info.repo_digest = Some(digest.clone());
+        }
+    }
+    for record in &mut records {
+        record.info.names.sort();
+    }
+    records.sort_by(|a, b| (&a.info.names, &a.info.id).cmp(&(&b.info.names, &b.info.id)));
+    Ok(records)
+}
+
+fn record(layout: &Layout, digest: String) -> Result<Record> {
+    let (manifest, config) = layout.documents(&digest)?;
+    let inner = config.config().clone().unwrap_or_default();
+    let mut command = inner.entrypoint().clone().unwrap_or_default();
+    command.extend(inner.cmd().clone().unwrap_or_default());
+    let sizes = config.rootfs().diff_ids().iter();
+    let info = ImageInfo {
+        names: Vec::new(),
+        id: manifest.config().digest().to_string(),
+        repo_digest: None,
+        labels: inner
+            .labels()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        env: inner.env().clone().unwrap_or_default(),
+        command,
+        architecture: config.architecture().to_string(),
+        size: sizes.map(|diff_id| layout.layer_size(diff_id)).sum(),
+    };
+    Ok(Record {
+        manifest: digest,
+        info,
+        config,
+    })
+}
+
+/// The name of the image that was meant, if it was a name.
+fn named(record: &Record, image: &str) -> Option<String> {
+    let wanted = ImageRef::parse(image)
+        .ok()
+        .filter(|_| !image.starts_with("sha256:"))?;
+    let exact = wanted.tagged()?;
+    let names = &record.info.names;
+    let same = |name: &&String| ImageRef::parse(name).is_ok_and(|name| name.same_image(&wanted));
+    names
+        .iter()
+        .find(|name| **name == exact)
+        .or_else(|| names.iter().find(same))
+        .cloned()
+}
+
+/// One image, by name, by config digest, or by `name@digest`.
+fn find(layout: &Layout, image: &str) -> Result<Record> {
+    let mut records = records(layout)?;
+    let missing = || ImageError::Missing(image.to_owned());
+    if image.starts_with("sha256:") {
+        let found = records.into_iter().find(|record| record.info.id == image);
+        return found.ok_or_else(missing);
+    }
+    let wanted = ImageRef::parse(image)?;
+    let named = |record: &Record, matches: &dyn Fn(&str) -> bool| {
+        let digest = wanted.digest().is_none_or(|digest| {
+            record.manifest == digest || record.info.repo_digest.as_deref() == Some(digest)
+        });
+        digest && record.info.names.iter().any(|name| matches(name))
+    };
+    let exact = wanted.tagged().unwrap_or_else(|| wanted.to_string());
+    let same = |name: &str| {
+        ImageRef::parse(name).is_ok_and(|name| match wanted.tag() {
+            Some(_) => name.same_image(&wanted),
+            None => name.same_repository(&wanted),
+        })
+    };
+    let index = records
+        .iter()
+        .position(|record| named(record, &|name| name == exact))
+        .or_else(|| records.iter().position(|record| named(record, &same)));
+    Ok(records.swap_remove(index.ok_or_else(missing)?))
+}

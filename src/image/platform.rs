@@ -1,70 +1,95 @@
-//! Platforms in OCI's words: `os/architecture`.
+//! The image for one platform, out of an index of several.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// An operating system and an architecture, as Go names them. Variants (`arm/v7`) are read and ignored.
+use oci_spec::image::Descriptor;
+
+use super::architecture;
+use super::error::{ImageError, Result};
+
+/// What an image is for, `os/architecture[/variant]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Platform {
-    /// `linux`, …
-    pub os: String,
-    /// `amd64`, `arm64`, …
-    pub architecture: String,
+    os: String,
+    architecture: String,
+    variant: Option<String>,
 }
 
-impl Platform {
-    /// This machine's.
-    #[must_use]
-    pub fn host() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            "x86" => "386",
-            "powerpc64" => "ppc64le",
-            "loongarch64" => "loong64",
-            same => same,
-        };
+impl Default for Platform {
+    /// This machine.
+    fn default() -> Self {
         Self {
             os: "linux".to_owned(),
-            architecture: architecture.to_owned(),
+            architecture: architecture().to_owned(),
+            variant: None,
         }
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)
     }
 }
 
 impl FromStr for Platform {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut parts = text.split('/');
-        match (parts.next(), parts.next()) {
-            (Some(os), Some(architecture)) if !os.is_empty() && !architecture.is_empty() => {
-                Ok(Self {
-                    os: os.to_owned(),
-                    architecture: architecture.to_owned(),
-                })
-            }
-            _ => Err(format!(
-                "{text:?} is not a platform; write os/architecture, for example linux/amd64"
-            )),
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split('/').filter(|part| !part.is_empty());
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(os), Some(architecture), variant, None) => Ok(Self {
+                os: os.to_owned(),
+                architecture: architecture.to_owned(),
+                variant: variant.map(str::to_owned),
+            }),
+            _ => Err(format!("{text:?} is not os/architecture")),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_platform_has_an_operating_system_and_an_architecture() {
-        let platform: Platform = "linux/arm/v7".parse().expect("it is one");
-        assert_eq!(platform.to_string(), "linux/arm");
-        assert!("linux".parse::<Platform>().is_err());
-        assert!("/amd64".parse::<Platform>().is_err());
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
     }
+}
+
+impl Platform {
+    fn fits(&self, entry: &Descriptor) -> bool {
+        entry.platform().as_ref().is_some_and(|platform| {
+            platform.os().to_string() == self.os
+                && platform.architecture().to_string() == self.architecture
+                && (self.variant.is_none() || self.variant == *platform.variant())
+        })
+    }
+}
+
+/// The entry for the platform; the only entry fits when it says none.
+pub(crate) fn choose<'a>(
+    what: &str,
+    entries: &'a [Descriptor],
+    platform: &Platform,
+) -> Result<&'a Descriptor> {
+    if let [only] = entries
+        && only.platform().is_none()
+    {
+        return Ok(only);
+    }
+    let found = || {
+        let platforms = entries.iter().filter_map(|entry| entry.platform().as_ref());
+        let mut names: Vec<String> = platforms
+            .map(|platform| format!("{}/{}", platform.os(), platform.architecture()))
+            .collect();
+        names.dedup();
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    let fitting = entries.iter().find(|entry| platform.fits(entry));
+    fitting.ok_or_else(|| ImageError::NoPlatform {
+        image: what.to_owned(),
+        wanted: platform.to_string(),
+        found: found(),
+    })
 }

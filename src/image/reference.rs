@@ -1,153 +1,136 @@
-//! Image references: `registry[:port]/repository[:tag][@digest]`.
+//! Names of images: the form that Backend.AI writes, and where a registry finds them.
 
 use std::fmt;
 
-use super::{Digest, ImageError};
+use super::error::{ImageError, Result};
 
-/// Registry of names that give none, in the form that 19.03 managers use.
-const DEFAULT_REGISTRY: &str = "index.docker.io";
-/// Where that registry really answers.
-const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+/// The registry of names that say none, and of its older names.
+const HUB: &str = "registry-1.docker.io";
+const HUB_NAMES: [&str; 3] = ["index.docker.io", "docker.io", HUB];
+/// A tag is at most this long, a whole repository name twice that (OCI distribution specification).
+const MAX_TAG: usize = 128;
 
-/// A parsed reference. Its text form keeps the registry as it was given; [`ImageRef::same_image`] knows aliases.
+/// An image's name, taken apart: `[registry/]repository[:tag][@digest]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ImageRef {
-    registry: String,
+    registry: Option<String>,
     repository: String,
     tag: Option<String>,
-    digest: Option<Digest>,
+    digest: Option<String>,
 }
 
 impl ImageRef {
-    /// Parses a reference. No registry means Docker Hub, neither tag nor digest means `latest`.
+    /// Takes a name apart; one with neither tag nor digest gets the tag `latest`.
     ///
     /// # Errors
-    /// [`ImageError::InvalidReference`], naming the text and what is wrong with it.
-    pub fn parse(text: &str) -> Result<Self, ImageError> {
-        let bad = |reason| ImageError::InvalidReference {
-            reference: text.to_owned(),
-            reason,
+    /// [`ImageError::Reference`], which says what is wrong.
+    pub fn parse(text: &str) -> Result<Self> {
+        let wrong = |why| ImageError::Reference {
+            text: text.to_owned(),
+            why,
         };
-        if text.len() > 512 {
-            return Err(bad("it is longer than 512 bytes"));
-        }
-        let (rest, digest) = match text.split_once('@') {
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(digest)),
             None => (text, None),
-            Some((rest, digest)) => {
-                let digest = Digest::parse(digest)
-                    .ok_or_else(|| bad("its digest is not sha256: and 64 hex digits"))?;
-                (rest, Some(digest))
-            }
         };
-        let (registry, rest) = split_registry(rest);
-        let (repository, tag) = match rest.split_once(':') {
-            None => (rest, None),
-            Some((repository, tag)) => (repository, Some(tag)),
-        };
-        if !is_registry(registry) {
-            return Err(bad("its registry is not a host name with an optional port"));
+        if digest.is_some_and(|digest| digest_hex(digest).is_none()) {
+            return Err(wrong("the digest is not sha256: and 64 hex digits"));
         }
-        if !repository.split('/').all(is_component) {
-            return Err(bad(
-                "its repository is not made of lower-case letters, digits, '.', '_', '-' and '/'",
+        let (path, tag) = split_tag(name);
+        if tag.is_some_and(|tag| !is_tag(tag)) {
+            return Err(wrong(
+                "the tag is not of letters, digits, '_', '.' and '-', 128 at most",
             ));
         }
-        if !tag.is_none_or(is_tag) {
-            return Err(bad(
-                "its tag is not made of letters, digits, '.', '_' and '-'",
+        let (registry, repository) = match path.split_once('/') {
+            Some((first, rest)) if is_host(first) => (Some(first), rest),
+            _ => (None, path),
+        };
+        if registry.is_some_and(|host| !host.bytes().all(is_host_byte)) {
+            return Err(wrong("the registry is not a host name"));
+        }
+        if repository.len() > 2 * MAX_TAG - 1 || !repository.split('/').all(is_component) {
+            return Err(wrong(
+                "the repository is not of lower case letters and digits with single separators",
             ));
         }
-        let tag = match (tag, &digest) {
+        let tag = match (tag, digest) {
             (None, None) => Some("latest"),
             (tag, _) => tag,
         };
-        let repository = if is_docker_hub(registry) && !repository.contains('/') {
-            format!("library/{repository}")
-        } else {
-            repository.to_owned()
-        };
         Ok(Self {
-            registry: registry.to_owned(),
-            repository,
+            registry: registry.map(str::to_owned),
+            repository: repository.to_owned(),
             tag: tag.map(str::to_owned),
-            digest,
+            digest: digest.map(str::to_owned),
         })
     }
 
-    /// Registry as given, `host[:port]`.
-    #[must_use]
-    pub fn registry(&self) -> &str {
-        &self.registry
-    }
-
-    /// Host and port to send requests to.
-    #[must_use]
-    pub fn registry_host(&self) -> &str {
-        if is_docker_hub(&self.registry) {
-            DOCKER_HUB_HOST
-        } else {
-            &self.registry
-        }
-    }
-
-    /// Repository below the registry.
-    #[must_use]
-    pub fn repository(&self) -> &str {
-        &self.repository
-    }
-
-    /// Tag, where there is one.
-    #[must_use]
-    pub fn tag(&self) -> Option<&str> {
-        self.tag.as_deref()
-    }
-
-    /// Digest, where there is one.
-    #[must_use]
-    pub fn digest(&self) -> Option<&Digest> {
-        self.digest.as_ref()
-    }
-
-    /// The name under which the store keeps it: without the digest if there is a tag.
-    #[must_use]
-    pub fn store_name(&self) -> String {
-        let digest = self.digest.clone().filter(|_| self.tag.is_none());
-        Self {
-            digest,
-            ..self.clone()
-        }
-        .to_string()
-    }
-
-    /// Whether both name the same repository and tag, whatever they call Docker Hub.
+    /// Whether both name the same image, however the default registry is written (`index.docker.io/library/x`, `x`).
     #[must_use]
     pub fn same_image(&self, other: &Self) -> bool {
         self.same_repository(other) && self.tag == other.tag
     }
 
-    /// Whether both name the same repository.
+    /// Whether both are in the same repository.
     #[must_use]
     pub fn same_repository(&self, other: &Self) -> bool {
-        self.registry_host() == other.registry_host() && self.repository == other.repository
+        self.pull_registry() == other.pull_registry()
+            && self.pull_repository() == other.pull_repository()
     }
 
-    /// Whether the registry is on this machine, so that plain HTTP to it harms nobody.
+    /// The name without its digest; `None` when only the digest tells the image.
     #[must_use]
-    pub fn is_loopback(&self) -> bool {
-        let host = match self.registry.strip_prefix('[') {
-            Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
-            None => self.registry.split(':').next().unwrap_or_default(),
-        };
-        host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
+    pub fn tagged(&self) -> Option<String> {
+        let tag = self.tag.as_ref()?;
+        Some(format!("{}:{tag}", self.path()))
+    }
+
+    /// Registry and repository as given.
+    #[must_use]
+    pub fn path(&self) -> String {
+        match &self.registry {
+            Some(registry) => format!("{registry}/{}", self.repository),
+            None => self.repository.clone(),
+        }
+    }
+
+    /// The tag.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The manifest digest, `sha256:…`.
+    #[must_use]
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
+    }
+
+    /// The host (and port) that serves the image.
+    #[must_use]
+    pub fn pull_registry(&self) -> &str {
+        match self.registry.as_deref() {
+            None => HUB,
+            Some(name) if HUB_NAMES.contains(&name) => HUB,
+            Some(name) => name,
+        }
+    }
+
+    /// The repository on that host; official images of the default registry live in `library/`.
+    #[must_use]
+    pub fn pull_repository(&self) -> String {
+        if self.pull_registry() == HUB && !self.repository.contains('/') {
+            format!("library/{}", self.repository)
+        } else {
+            self.repository.clone()
+        }
     }
 }
 
 impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.registry, self.repository)?;
+        f.write_str(&self.path())?;
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }
@@ -158,75 +141,44 @@ impl fmt::Display for ImageRef {
     }
 }
 
-/// The first component is a registry if it looks like a host: a dot, a port, or `localhost`.
-fn split_registry(text: &str) -> (&str, &str) {
-    match text.split_once('/') {
-        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
-        _ => (DEFAULT_REGISTRY, text),
+/// The 64 hex digits of a `sha256:…` digest.
+pub(crate) fn digest_hex(digest: &str) -> Option<&str> {
+    let hex = digest.strip_prefix("sha256:")?;
+    let digits = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    (hex.len() == 64 && hex.bytes().all(digits)).then_some(hex)
+}
+
+fn split_tag(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (name, None),
     }
 }
 
-fn is_docker_hub(registry: &str) -> bool {
-    matches!(
-        registry,
-        "docker.io" | "index.docker.io" | "registry-1.docker.io"
-    )
+fn is_host(first: &str) -> bool {
+    first == "localhost" || first.contains(['.', ':'])
 }
 
-fn is_registry(text: &str) -> bool {
-    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
-        let Some((host, port)) = rest.split_once(']') else {
-            return false;
-        };
-        if host.parse::<std::net::Ipv6Addr>().is_err() {
-            return false;
-        }
-        (
-            "v6",
-            if port.is_empty() {
-                None
-            } else {
-                match port.strip_prefix(':') {
-                    Some(port) => Some(port),
-                    None => return false,
-                }
-            },
-        )
-    } else {
-        match text.split_once(':') {
-            None => (text, None),
-            Some((host, port)) => (host, Some(port)),
-        }
-    };
-    let label = |label: &str| {
-        !label.is_empty()
-            && label
-                .bytes()
-                .all(|c| c.is_ascii_alphanumeric() || c == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    host.split('.').all(label) && port.is_none_or(|port| port.parse::<u16>().is_ok())
+fn is_host_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte)
 }
 
-fn is_component(text: &str) -> bool {
-    let word = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
-    text.bytes()
-        .all(|c| word(c) || matches!(c, b'.' | b'_' | b'-'))
-        && text.bytes().next().is_some_and(word)
-        && text.bytes().next_back().is_some_and(word)
-        && !text.contains("..")
+fn is_tag(tag: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let mut bytes = tag.bytes();
+    tag.len() <= MAX_TAG
+        && bytes.next().is_some_and(word)
+        && bytes.all(|byte| word(byte) || b".-".contains(&byte))
 }
 
-fn is_tag(text: &str) -> bool {
-    text.len() <= 128
-        && text
-            .bytes()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-'))
-        && text
-            .bytes()
-            .next()
-            .is_some_and(|c| c.is_ascii_alphanumeric() || c == b'_')
+fn is_component(part: &str) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = part.as_bytes();
+    bytes.first().is_some_and(plain)
+        && bytes.last().is_some_and(plain)
+        && bytes
+            .iter()
+            .all(|byte| plain(byte) || b"._-".contains(byte))
 }
 
 #[cfg(test)]
@@ -234,74 +186,57 @@ mod tests {
     use super::*;
 
     #[test]
-    fn canonical_names_keep_their_form() {
+    fn names_of_the_manager_are_kept_as_they_are() {
         for name in [
             "index.docker.io/lablup/python:3.6-ubuntu18.04",
-            "127.0.0.1:5000/a/b:1",
-            "localhost/x:y",
-            "[::1]:5000/a:b",
-            "example.com/deep/er/name__x:T.a-g_1",
+            "127.0.0.1:5000/lablup/python:x",
+            "my/python:3",
+            "localhost/a:1",
         ] {
-            let parsed = ImageRef::parse(name).expect("it is valid");
-            assert_eq!(parsed.to_string(), name);
+            assert_eq!(ImageRef::parse(name).unwrap().to_string(), name);
         }
-    }
-
-    #[test]
-    fn short_names_are_completed() {
-        let full = |name| ImageRef::parse(name).expect("it is valid").to_string();
-        assert_eq!(full("alpine"), "index.docker.io/library/alpine:latest");
         assert_eq!(
-            full("lablup/python:3.6"),
-            "index.docker.io/lablup/python:3.6"
+            ImageRef::parse("h:5000/a").unwrap().to_string(),
+            "h:5000/a:latest"
         );
-        assert_eq!(full("docker.io/alpine:3.8"), "docker.io/library/alpine:3.8");
     }
 
     #[test]
-    fn docker_hub_has_one_host_and_many_names() {
-        let one = ImageRef::parse("index.docker.io/lablup/python:3.6").expect("it is valid");
-        let two = ImageRef::parse("lablup/python:3.6").expect("it is valid");
-        let three = ImageRef::parse("docker.io/lablup/python:3.6").expect("it is valid");
-        assert!(one.same_image(&two) && two.same_image(&three));
-        assert_eq!(one.registry_host(), "registry-1.docker.io");
+    fn the_default_registry_has_several_names() {
+        let one = ImageRef::parse("index.docker.io/lablup/python:3").unwrap();
+        assert_eq!(one.pull_registry(), "registry-1.docker.io");
+        assert!(one.same_image(&ImageRef::parse("lablup/python:3").unwrap()));
+        assert!(!one.same_image(&ImageRef::parse("lablup/python:4").unwrap()));
+        let official = ImageRef::parse("docker.io/busybox").unwrap();
+        assert_eq!(official.pull_repository(), "library/busybox");
     }
 
     #[test]
-    fn a_tag_beside_a_digest_names_the_stored_image() {
-        let digest = Digest::of(b"m");
-        let text = format!("example.com/a:1@{digest}");
-        let parsed = ImageRef::parse(&text).expect("it is valid");
-        assert_eq!(parsed.store_name(), "example.com/a:1");
-        assert_eq!(parsed.digest(), Some(&digest));
+    fn a_digest_needs_no_tag() {
+        let digest = format!("sha256:{}", "0f".repeat(32));
+        let image = ImageRef::parse(&format!("r.io/a/b@{digest}")).unwrap();
+        assert_eq!((image.tag(), image.digest()), (None, Some(digest.as_str())));
+        assert_eq!(image.tagged(), None);
     }
 
     #[test]
-    fn wrong_references_are_named() {
+    fn what_is_no_reference_is_refused_by_its_name() {
         for text in [
             "",
-            "/x",
-            "UPPER/case:x",
-            "a/b:",
-            "a/b:-x",
+            ":x",
+            "A/b:1",
             "a//b",
             "a/../b",
-            "exa mple.com/a",
-            "host:99999/a",
-            "host:x/a",
-            "[::1/a",
+            "../a:1",
+            "a:b:c",
             "a@sha256:12",
-            "a/b:1:2",
+            "a b",
+            "r.io/",
+            "a/b:-x",
+            "-/a",
         ] {
-            let error = ImageRef::parse(text).expect_err("it is not valid");
-            assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
+            let error = ImageRef::parse(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("{text:?}")), "{error}");
         }
-    }
-
-    #[test]
-    fn loopback_is_known_by_address_not_by_prefix() {
-        let loopback = |name| ImageRef::parse(name).expect("it is valid").is_loopback();
-        assert!(loopback("localhost:5000/a") && loopback("127.0.0.1/a") && loopback("[::1]:1/a"));
-        assert!(!loopback("127.0.0.1.example.com/a") && !loopback("example.com/a"));
     }
 }

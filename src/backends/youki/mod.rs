@@ -7,6 +7,7 @@
 mod cgroup;
 mod create;
 mod exec;
+mod images;
 mod life;
 mod monitor;
 mod names;
@@ -30,7 +31,6 @@ use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
     ExitStatus, Pid, Result, RuntimeError, RuntimeInfo,
 };
-use crate::image::{PreparedImage, Store};
 use crate::runtime::network::{Network, NetworkConfig};
 use crate::sys::program::ReadOnlyProgram;
 
@@ -45,7 +45,7 @@ pub trait RootfsSource: Send + Sync + fmt::Debug {
 }
 
 /// A root file system to put a container on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Rootfs {
     /// Canonical reference of the image.
     pub name: String,
@@ -53,21 +53,6 @@ pub struct Rootfs {
     pub lowers: Vec<PathBuf>,
     /// Environment of the image, `K=V`.
     pub env: Vec<String>,
-    /// What keeps the folders until the container is made.
-    pub held: Option<PreparedImage>,
-}
-
-#[async_trait]
-impl RootfsSource for Store {
-    async fn prepare(&self, image: &str) -> Result<Rootfs> {
-        let image = Self::prepare(self, image).await?;
-        Ok(Rootfs {
-            name: image.info.names.first().unwrap_or(&image.info.id).clone(),
-            lowers: image.lowers.clone(),
-            env: image.info.env.clone(),
-            held: Some(image),
-        })
-    }
 }
 
 /// Runs this process as a monitor when it was started as one; otherwise `None`. To be called before the process has
