@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::cgroup::Hierarchies;
 use super::life::process;
-use super::monitor::chain;
+use super::monitor::{chain, go_to};
 use super::record::Init;
 use super::{Inner, Youki, engine_error};
 use crate::runtime::{
@@ -193,7 +193,7 @@ fn run(socket: &UnixStream) -> BoxResult<Outcome> {
     let null = fs::File::open("/dev/null")?;
     nix::unistd::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), 0)?;
     enter(&request)?;
-    if let Err(error) = std::env::set_current_dir(&request.cwd) {
+    if let Err(error) = go_to(&request.cwd) {
         return Ok(Outcome::Invalid(format!(
             "working folder {}: {error}",
             request.cwd.display()

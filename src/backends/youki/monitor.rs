@@ -119,7 +119,7 @@ impl Monitor {
         let lock = hold(&folder)?;
         // Fails when it leads a group already, which does no harm.
         let _ = setsid();
-        std::env::set_current_dir("/")?;
+        go_to("/")?;
         set_child_subreaper(Some(Pid::INIT))?;
         let record = folder.record()?.ok_or("the container has no record")?;
         rootfs::own_mounts()?;
@@ -146,9 +146,9 @@ impl Monitor {
             .with_detach(true)
             .build()?;
         let pid = container.pid().ok_or("libcontainer gave no pid")?.as_raw();
-        std::env::set_current_dir(folder.path())?;
+        go_to(folder.path())?;
         let control = UnixListener::bind("ctl")?;
-        std::env::set_current_dir("/")?;
+        go_to("/")?;
         Ok(Self {
             init: Pid::from_raw(pid).ok_or("libcontainer gave pid 0")?,
             hierarchies: Hierarchies::read()?,
@@ -287,6 +287,15 @@ fn readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
         tv_nsec: 0,
     };
     matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::IN)
+}
+
+/// Changes the folder of this process.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "monitors and helpers have one thread"
+)]
+pub(super) fn go_to(folder: impl AsRef<std::path::Path>) -> io::Result<()> {
+    std::env::set_current_dir(folder)
 }
 
 /// Takes the lock that says this monitor lives.
