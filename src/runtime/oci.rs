@@ -302,3 +302,29 @@ fn without_null(value: Value) -> Value {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_request_overrides_the_image_in_place_and_a_search_path_is_always_there() {
+        let image = ["A=image", "B=image"].map(str::to_owned);
+        let own =
+            [("B", "own"), ("C", "x=y")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let all = environment(&image, &own);
+        assert_eq!(all[..3], ["A=image", "B=own", "C=x=y"]);
+        assert!(all[3].starts_with("PATH=/"));
+    }
+
+    #[test]
+    fn a_path_of_the_image_is_kept() {
+        assert_eq!(environment(&["PATH=/a".to_owned()], &[]), ["PATH=/a"]);
+    }
+
+    #[test]
+    fn absent_members_are_left_out_at_every_depth() {
+        let value = json!({"a": null, "b": [{"c": null, "d": 1}]});
+        assert_eq!(without_null(value), json!({"b": [{"d": 1}]}));
+    }
+}
