@@ -99,12 +99,14 @@ impl Inner {
             fs::create_dir_all(state.join(part))
                 .map_err(|error| format!("{}: {error}", state.display()))?;
         }
-        Hierarchies::read()?.create(&cgroup)?;
+        let hierarchies = Hierarchies::read()?;
+        hierarchies.create(&cgroup)?;
+        hierarchies.limit(&cgroup, &spec.limits)?;
         let place = Placement {
             rootfs: PathBuf::from("rootfs"),
             netns: None,
-            cgroup,
-            limits: true,
+            cgroup: hierarchies.inner(&cgroup),
+            limits: !hierarchies.is_unified(),
             image_env: rootfs.env,
             open_files: open_files(),
         };
@@ -117,21 +119,15 @@ impl Inner {
     /// Starts the monitor and waits until it has made the container.
     fn spawn_monitor(&self, id: &ContainerId, folder: &Folder) -> Result<(), BoxError> {
         let (mut ours, theirs) = UnixStream::pair()?;
-        let program = self
-            .config
-            .monitor_exe
-            .clone()
-            .unwrap_or_else(|| "/proc/self/exe".into());
-        let child = Command::new(&program)
+        let child = Command::new(self.program.path())
             .arg("__monitor")
             .arg(folder.path())
             .env_clear()
-            .current_dir("/")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| format!("starting the monitor {}: {error}", program.display()))?;
+            .map_err(|error| format!("starting the monitor: {error}"))?;
         self.monitors
             .lock()
             .expect("no panic while held")

@@ -6,12 +6,14 @@
 
 mod cgroup;
 mod create;
+mod exec;
 mod images;
 mod life;
 mod monitor;
 mod record;
 mod remove;
 mod rootfs;
+mod unified;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,6 +29,7 @@ use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
     ExitStatus, Pid, Result, RuntimeError, RuntimeInfo,
 };
+use crate::sys::program::ReadOnlyProgram;
 
 /// Name of the engine.
 const NAME: &str = "youki";
@@ -56,6 +59,7 @@ pub fn helper_main() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     match (args.next()?.to_str()?, args.next()) {
         ("__monitor", Some(folder)) => Some(monitor::monitor_main(folder.into())),
+        ("__exec", None) => Some(exec::exec_main()),
         _ => None,
     }
 }
@@ -68,6 +72,8 @@ pub struct Youki(Arc<Inner>);
 struct Inner {
     config: EngineConfig,
     images: Arc<dyn RootfsSource>,
+    /// This program, for monitors and helpers.
+    program: ReadOnlyProgram,
     /// Monitors that this process started and must reap.
     monitors: Mutex<HashMap<String, Child>>,
 }
@@ -78,9 +84,20 @@ impl Youki {
     /// # Errors
     /// When a folder cannot be made, or libcontainer's needs are not met.
     pub async fn open(config: EngineConfig, images: Arc<dyn RootfsSource>) -> Result<Self> {
+        let program = config
+            .monitor_exe
+            .clone()
+            .unwrap_or_else(|| "/proc/self/exe".into());
+        let program = ReadOnlyProgram::open(&program).map_err(|error| {
+            engine_error(
+                format!("opening the program {}", program.display()),
+                error.into(),
+            )
+        })?;
         let this = Self(Arc::new(Inner {
             config,
             images,
+            program,
             monitors: Mutex::default(),
         }));
         this.blocking("opening the engine", |inner| inner.open_folders())
@@ -207,7 +224,7 @@ impl ContainerRuntime for Youki {
         .await
     }
 
-    async fn exec(&self, id: &ContainerId, _spec: &ExecSpec) -> Result<ExecOutput> {
-        Err(engine_error(format!("exec in {id}"), "to come".into()))
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
+        self.exec_in(id, spec).await
     }
 }
