@@ -4,5 +4,8 @@
     reason = "system calls without a safe wrapper live here, each with its SAFETY line"
 )]
 
+pub mod cgroup;
 pub mod netns;
 pub mod pidfd;
+pub mod proc;
+pub mod rlimit;
