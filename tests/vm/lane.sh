@@ -24,7 +24,8 @@ echo "$agent" > "$payload/agent.path"
 
 # The Rust tests that ./rust-tests names, as they were built for the rust lane.
 cargo test --quiet --no-run --package backendai-agent --lib --tests --message-format json 2> "$logs/vm-build.log" |
-  jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null)
+  jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null
+                and (.target.kind[0] | . == "lib" or . == "test"))
          | "\(if .target.kind[0] == "test" then .target.name else "lib" end) \(.executable)"' > "$payload/built" ||
   { tail -20 "$logs/vm-build.log" >&2; die "the Rust tests for the virtual machine do not build"; }
 grep -vE '^ *(#|$)' "$here/rust-tests" | while read -r name filter; do
