@@ -58,13 +58,7 @@ fn client(endpoint: Endpoint) -> (Runner, CancellationToken) {
     let kernel = KernelId::parse("k1").expect("a plain name");
     let token = CancellationToken::new();
     let connect = Arc::new(ZmqConnect);
-    let runner = Runner::new(
-        kernel,
-        endpoint,
-        connect,
-        token.clone(),
-        TaskTracker::new(),
-    );
+    let runner = Runner::new(kernel, endpoint, connect, token.clone(), TaskTracker::new());
     (runner, token)
 }
 

@@ -82,7 +82,11 @@ pub async fn main(args: ImageArgs, common: CommonArgs) -> anyhow::Result<ExitCod
 async fn import(store: Arc<Store>, args: ImportArgs) -> anyhow::Result<()> {
     let options = ImportOptions {
         labels: args.label.into_iter().collect(),
-        env: args.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        env: args
+            .env
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect(),
         command: args.cmd,
         workdir: args.workdir,
         user: args.user,
@@ -108,10 +112,18 @@ async fn list(store: &Store, args: &ListArgs) -> anyhow::Result<()> {
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["NAME", "ID", "ARCH", "SIZE"]);
     for image in &images {
-        let id = image.id.trim_start_matches("sha256:").get(..12).unwrap_or("");
+        let id = image
+            .id
+            .trim_start_matches("sha256:")
+            .get(..12)
+            .unwrap_or("");
         let size = format!("{:.1} MiB", mebibytes(image.size));
         let none = ["<none>".to_owned()];
-        let names = if image.names.is_empty() { &none } else { image.names.as_slice() };
+        let names = if image.names.is_empty() {
+            &none
+        } else {
+            image.names.as_slice()
+        };
         for name in names {
             table.add_row([name, id, &image.architecture, &size]);
         }

@@ -93,7 +93,9 @@ pub enum ImageError {
         found: String,
     },
     /// A layer's content is not what the image's config says.
-    #[error("{what} unpacks to {found}, not to the {expected} of its config; it is damaged or forged")]
+    #[error(
+        "{what} unpacks to {found}, not to the {expected} of its config; it is damaged or forged"
+    )]
     WrongDiffId {
         /// The layer.
         what: String,

@@ -91,7 +91,13 @@ pub(crate) fn rootfs(
 fn config(options: &ImportOptions, diff_id: &str) -> ImageConfiguration {
     let mut config = ConfigBuilder::default();
     if !options.labels.is_empty() {
-        config = config.labels(options.labels.clone().into_iter().collect::<std::collections::HashMap<_, _>>());
+        config = config.labels(
+            options
+                .labels
+                .clone()
+                .into_iter()
+                .collect::<std::collections::HashMap<_, _>>(),
+        );
     }
     if !options.env.is_empty() {
         config = config.env(options.env.clone());

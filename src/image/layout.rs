@@ -10,7 +10,9 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageIndexBuilder, ImageManifest};
+use oci_spec::image::{
+    Descriptor, ImageConfiguration, ImageIndex, ImageIndexBuilder, ImageManifest,
+};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
@@ -191,12 +193,18 @@ impl Layout {
     /// Puts an unpacked layer into its place, unless another process was faster.
     fn settle(&self, path: &Path, unpacked: &Unpacked) -> Result<()> {
         let hex = digest_hex(&unpacked.diff_id).expect("made by unpack");
-        let folder = File::open(path).map_err(ImageError::io(format!("open {}", path.display())))?;
+        let folder =
+            File::open(path).map_err(ImageError::io(format!("open {}", path.display())))?;
         rustix::fs::syncfs(&folder).map_err(ImageError::io(format!("write {}", path.display())))?;
         let size = self.layers.join(format!("{hex}.size"));
         self.replace(&size, unpacked.size.to_string().as_bytes())?;
         match fs::rename(path, self.layers.join(hex)) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                ) =>
+            {
                 Ok(())
             }
             other => other.map_err(ImageError::io(format!("rename {}", path.display()))),
@@ -292,12 +300,17 @@ pub(crate) fn read_document(path: &Path) -> Result<Vec<u8>> {
     let what = path.display();
     let read = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        File::open(path)?.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes)?;
+        File::open(path)?
+            .take(MAX_DOCUMENT + 1)
+            .read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().map_err(ImageError::io(format!("read {what}")))?;
     if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(ImageError::malformed(what.to_string(), "it is larger than 8 MiB"));
+        return Err(ImageError::malformed(
+            what.to_string(),
+            "it is larger than 8 MiB",
+        ));
     }
     Ok(bytes)
 }

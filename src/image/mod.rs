@@ -101,7 +101,9 @@ impl Store {
         let mut lowers = Vec::new();
         for diff_id in record.config.rootfs().diff_ids().iter().rev() {
             let layer = self.layout.layer(diff_id);
-            lowers.push(layer.ok_or_else(|| ImageError::Missing(format!("{image} (layer {diff_id})")))?);
+            lowers.push(
+                layer.ok_or_else(|| ImageError::Missing(format!("{image} (layer {diff_id})")))?,
+            );
         }
         Ok(PreparedImage {
             info: record.info,
@@ -139,7 +141,9 @@ impl Store {
             Ok(())
         })?;
         let records = records(&self.layout)?;
-        let record = records.into_iter().find(|record| record.manifest == added.manifest);
+        let record = records
+            .into_iter()
+            .find(|record| record.manifest == added.manifest);
         record
             .map(|record| record.info)
             .ok_or_else(|| ImageError::Missing(added.manifest.clone()))
@@ -169,7 +173,10 @@ impl ImageStore for Store {
 
     async fn inspect(&self, image: &str) -> runtime::Result<ImageInfo> {
         let image = image.to_owned();
-        Ok(self.blocking(move |layout| find(layout, &image)).await?.info)
+        Ok(self
+            .blocking(move |layout| find(layout, &image))
+            .await?
+            .info)
     }
 
     async fn pull(&self, image: &str, _auth: Option<&RegistryAuth>) -> runtime::Result<ImageInfo> {
@@ -192,13 +199,21 @@ pub fn architecture() -> &'static str {
 fn enter(manifests: &mut Vec<Descriptor>, added: &Added) {
     for entry in manifests.iter_mut() {
         let mut annotations = entry.annotations().clone().unwrap_or_default();
-        if annotations.get(NAME).is_some_and(|name| added.names.contains(name)) {
+        if annotations
+            .get(NAME)
+            .is_some_and(|name| added.names.contains(name))
+        {
             annotations.remove(NAME);
             entry.set_annotations(Some(annotations));
         }
     }
     let mut known: HashSet<String> = HashSet::from([added.manifest.clone()]);
-    known.extend(manifests.iter().filter(|entry| name_of(entry).is_some()).map(digest_text));
+    known.extend(
+        manifests
+            .iter()
+            .filter(|entry| name_of(entry).is_some())
+            .map(digest_text),
+    );
     manifests.retain(|entry| name_of(entry).is_some() || known.insert(digest_text(entry)));
     let names = match added.names.as_slice() {
         [] => vec![None],
@@ -266,7 +281,12 @@ fn record(layout: &Layout, digest: String) -> Result<Record> {
         names: Vec::new(),
         id: manifest.config().digest().to_string(),
         repo_digest: None,
-        labels: inner.labels().clone().unwrap_or_default().into_iter().collect(),
+        labels: inner
+            .labels()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
         env: inner.env().clone().unwrap_or_default(),
         command,
         architecture: config.architecture().to_string(),
