@@ -2,6 +2,8 @@
 //!
 //! `BACKENDAI_KRUNNER_LAYER=<tar>` takes a layer that was built elsewhere instead.
 
+#![allow(clippy::disallowed_methods, reason = "cargo hands a build script its settings in the environment")]
+
 #[path = "krunner-env/layer.rs"]
 mod layer;
 #[path = "krunner-env/static_build.rs"]

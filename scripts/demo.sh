@@ -17,9 +17,9 @@ name=$(scripts/kernel-image.sh --ref python)
 mapfile -t flags < <(scripts/kernel-image.sh --flags python)
 
 state=$cache/demo
-run=$(mktemp -d)
-trap 'as_root rm -rf "$run"' EXIT
-folders=(--state-dir "$state" --run-dir "$run")
+work=$(mktemp -d)
+trap 'as_root rm -rf "$work"' EXIT
+folders=(--state-dir "$state" --run-dir "$work/run")
 say "importing the image $name"
 as_root "$agent" image import "${folders[@]}" "$tar" "$name" "${flags[@]}"
 
@@ -35,6 +35,10 @@ begin=$EPOCHREALTIME
 while IFS= read -r line; do
   [ -n "$first" ] || first=$EPOCHREALTIME
   printf '%s\n' "$line"
-done < <(as_root "$agent" run "${folders[@]}" --runtime "$runtime" --image "$name" -c "$code" || echo "run failed with status $?" >&2)
+done < <(status=0
+  as_root "$agent" run "${folders[@]}" --runtime "$runtime" --image "$name" -c "$code" || status=$?
+  echo "$status" > "$work/status")
+status=$(cat "$work/status")
+[ "$status" = 0 ] || die "the run failed with status $status"
 [ -n "$first" ] || die "the code gave no output"
 awk -v a="$begin" -v b="$first" 'BEGIN { printf "==> from request to first output: %.0f ms\n", (b - a) * 1000 }' >&2

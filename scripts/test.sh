@@ -61,10 +61,11 @@ script_lane() {
 # finish LANE STATUS LOG PASSED FAILED SKIPPED START: a lane that broke without naming a failed test counts as one failure.
 finish() {
   local lane=$1 status=$2 log=$3 p=$4 f=$5 s=$6 start=$7 lacking
-  lacking=$(skips_in "$log")
+  # what lacks cgroup v2 here runs in the virtual machine, and is counted there
+  lacking=$(skips_in "$log" | sed 's/version 2 cgroup.*/& (runs in the virtual machine)/')
   if [ -n "$lacking" ] && [ "$lane" = rust ]; then
     echo "$lacking"
-    p=$((p - $(wc -l <<< "$lacking"))) s=$((s + $(wc -l <<< "$lacking")))
+    p=$((p - $(wc -l <<< "$lacking"))) s=$((s + $(grep -vc 'runs in the virtual machine' <<< "$lacking")))
   fi
   if [ "$status" != 0 ] && [ "$f" = 0 ]; then
     echo "    the lane broke (exit status $status); its last lines:"
@@ -77,7 +78,7 @@ finish() {
 }
 
 [ $# -gt 0 ] || set -- rust doc real_stack vm
-need_build && need_runtime && need_apt python3 python3-venv || exit 1
+need_build && need_runtime && need_apt python3 python3-venv busybox-static jq || exit 1
 say "building"
 if ! cargo build --workspace > "$logs/build.log" 2>&1; then
   tail -40 "$logs/build.log" >&2

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rmpv::Value;
-use zmtp::net::{NetConfig, PullSocket};
+use zmtp::net::{AsyncPull, NetConfig};
 
 use super::report::Series;
 use super::rpc::{Rpc, map};
@@ -32,7 +32,7 @@ pub struct Node {
     agent_port: u16,
     etcd_port: u16,
     image: (String, Value),
-    events: PullSocket,
+    events: AsyncPull,
     agent: Option<Guard>,
     _services: Vec<Guard>,
 }
@@ -74,7 +74,7 @@ impl Node {
                 "no",
             ]),
         )?;
-        let events = PullSocket::bind("127.0.0.1:0", NetConfig::default()).await?;
+        let events = AsyncPull::bind("127.0.0.1:0", NetConfig::default()).await?;
         let event_port = events.local_addr().context("bound")?.port();
         wait_for("etcd", || {
             std::net::TcpStream::connect(("127.0.0.1", etcd_port)).is_ok()

@@ -104,6 +104,11 @@ pub enum ImageError {
         /// Digest of the layer's tar.
         found: String,
     },
+    /// Labels, environment and the like are for a root file system's tar only.
+    #[error(
+        "{0} is a whole image with its own config; import it without labels, environment, command and the like"
+    )]
+    Inapplicable(String),
     /// The archive ends in the middle.
     #[error("{0} ends too early; it is cut off")]
     Truncated(String),
@@ -123,9 +128,6 @@ pub enum ImageError {
         /// The format.
         why: String,
     },
-    /// Plain HTTP to another machine was not asked for.
-    #[error("{0} would be pulled without encryption; ask for it with --plain-http")]
-    PlainHttp(String),
     /// The registry has no such image.
     #[error("the registry has no image {0}; check its name and tag")]
     NotInRegistry(String),

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::image::{
     Descriptor, ImageConfiguration, ImageIndex, ImageIndexBuilder, ImageManifest,
@@ -22,6 +23,8 @@ use super::unpack::{Limits, Unpacked, unpack};
 
 /// Manifests, configs and indexes are small documents; more is refused.
 pub(crate) const MAX_DOCUMENT: u64 = 8 << 20;
+/// Nobody comes back to a broken pull after so long.
+const KEEP_PARTIAL: Duration = Duration::from_secs(7 * 24 * 3600);
 const TEMPORARY: &str = ".tmp-";
 
 /// The folders of one store.
@@ -34,7 +37,17 @@ pub(crate) struct Layout {
 
 /// Held while something is added, so that no collection takes it for garbage.
 #[derive(Debug)]
-pub(crate) struct Work(#[expect(dead_code, reason = "held for its lock")] File);
+pub(crate) struct Work(File);
+
+impl Work {
+    /// The same lock once more: it is held until both are dropped.
+    pub(crate) fn share(&self) -> Result<Self> {
+        let file = self.0.try_clone();
+        Ok(Self(file.map_err(ImageError::io(
+            "share a lock of the image store",
+        ))?))
+    }
+}
 
 /// Removed when dropped, unless it was renamed away.
 #[derive(Debug)]
@@ -76,6 +89,11 @@ impl Layout {
             layout.replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
         Ok(layout)
+    }
+
+    /// Bounds for what is unpacked.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Registers work on the store; waits for a collection to end.
@@ -230,7 +248,10 @@ impl Layout {
             layers.extend(config.rootfs().diff_ids().iter().cloned());
         }
         let kept = |set: &HashSet<String>, name: &str| set.contains(&format!("sha256:{name}"));
-        sweep(&self.images.join("blobs/sha256"), |name| kept(&blobs, name))?;
+        let folder = self.images.join("blobs/sha256");
+        sweep(&folder, |name| {
+            kept(&blobs, name) || is_fresh_partial(&folder, name)
+        })?;
         sweep(&self.layers, |name| {
             kept(&layers, name.strip_suffix(".size").unwrap_or(name))
         })?;
@@ -326,6 +347,13 @@ fn open_lock(path: &Path) -> Result<File> {
         .write(true)
         .open(path)
         .map_err(ImageError::io(format!("open {}", path.display())))
+}
+
+/// Whether it is the beginning of a layer that a pull may still resume.
+fn is_fresh_partial(folder: &Path, name: &str) -> bool {
+    let modified = || fs::metadata(folder.join(name))?.modified();
+    name.ends_with(".partial")
+        && modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age < KEEP_PARTIAL))
 }
 
 /// Removes what is not kept from a folder.

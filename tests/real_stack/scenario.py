@@ -133,7 +133,9 @@ class World:
     def wait_alive(self):
         """Waits long for an agent, but not again and again for one that did not come."""
         seconds, self.patience = self.patience, 2
-        stack.wait_for('the manager shows the agent ALIVE', seconds, lambda: self.agent_status() == 'ALIVE')
+        stack.wait_for('the manager shows the agent ALIVE, or it has ended', seconds,
+                       lambda: self.agent_status() == 'ALIVE' or not self.stack.agent.alive())
+        check(self.stack.agent.alive(), 'the agent has ended with status {}', self.stack.agent.child.returncode)
         self.patience = 40
 
     def restart_agent(self, number):
@@ -521,9 +523,9 @@ def run_case(world, function):
         return None
     except TooLong:
         world.new_client()
-        return traceback.format_exc(limit=-4)
+        return traceback.format_exc(limit=-3)
     except Exception:  # noqa: B902  (a case may fail in any way)
-        return traceback.format_exc(limit=-4)
+        return traceback.format_exc(limit=-3)
     finally:
         signal.alarm(0)
         world.client.close()
@@ -573,7 +575,7 @@ def main():
                 failed += 1
                 print('    ' + reason.rstrip().replace('\n', '\n    '), flush=True)
                 if not running.agent.alive() and function is not CASES[-2] and function is not CASES[-1]:
-                    print('    the agent had ended; it is started again. Its last words:\n' + running.agent.tail(15), flush=True)
+                    print('    the agent had ended; it is started again. Its last words:\n' + running.agent.tail(6), flush=True)
                     running.start_agent()
     finally:
         running.down()

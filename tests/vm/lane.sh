@@ -18,6 +18,19 @@ for name in busybox python; do
   "$repo/scripts/kernel-image.sh" --flags $name > "$payload/$name.flags"
   "$repo/scripts/kernel-image.sh" --ref $name > "$payload/$name.ref"
 done
-cp "$here/cases" "$payload/cases"
 mkdir -p "$logs"
+cp "$here/cases" "$payload/cases"
+echo "$agent" > "$payload/agent.path"
+
+# The Rust tests that ./rust-tests names, as they were built for the rust lane.
+cargo test --quiet --no-run --package backendai-agent --lib --tests --message-format json 2> "$logs/vm-build.log" |
+  jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null)
+         | "\(if .target.kind[0] == "test" then .target.name else "lib" end) \(.executable)"' > "$payload/built" ||
+  { tail -20 "$logs/vm-build.log" >&2; die "the Rust tests for the virtual machine do not build"; }
+grep -vE '^ *(#|$)' "$here/rust-tests" | while read -r name filter; do
+  executable=$(awk -v name="$name" '$1 == name { print $2 }' "$payload/built")
+  if [ -z "$executable" ]; then echo "FAILED rust-tests names $name, which is not built"; continue; fi
+  [ -e "$payload/test-$name" ] || strip -o "$payload/test-$name" "$executable"
+  echo "$name $filter" >> "$payload/rust-tests"
+done
 as_root env HOME="$HOME" "$here/boot.sh" "$payload" "$logs/vm-console.log"

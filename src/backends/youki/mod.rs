@@ -6,6 +6,7 @@
 
 mod cgroup;
 mod create;
+mod images;
 mod life;
 mod monitor;
 mod record;
