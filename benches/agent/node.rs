@@ -7,6 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use backendai_agent::agent::request::KernelId;
+use backendai_agent::backends::{self, EngineConfig, RuntimeKind};
+use backendai_agent::stats::{StatsCollector, Target};
 use rmpv::Value;
 use zmtp::net::{AsyncPull, NetConfig};
 
@@ -260,7 +263,34 @@ impl Node {
 
     /// How long one sweep over all kernels' counters takes, as the agent's own library does it.
     pub async fn stats_sweep(&self) -> Result<Series> {
-        super::peers::stats_sweep(&self.folder).await
+        let config = EngineConfig {
+            state_dir: self.folder.join("state"),
+            run_dir: self.folder.join("run"),
+            monitor_exe: Some(agent()),
+        };
+        let engine = backends::open(RuntimeKind::Youki, config).await?;
+        let containers = engine.runtime.list().await?;
+        let targets: Vec<Target> = containers
+            .into_iter()
+            .filter_map(|container| {
+                let kernel = KernelId::parse(&container.id.0).ok()?;
+                Some(Target {
+                    kernel,
+                    cgroup: container.cgroup?,
+                    pid: container.pid,
+                    interface: "eth".into(),
+                })
+            })
+            .collect();
+        ensure!(!targets.is_empty(), "no containers to sample");
+        let mut collector = StatsCollector::default();
+        let mut series = Series::ms("stats_sweep_100");
+        for _ in 0..20 {
+            let begin = Instant::now();
+            collector.sweep(&targets, begin);
+            series.push_ms(begin.elapsed());
+        }
+        Ok(series)
     }
 }
 
