@@ -125,10 +125,13 @@ async fn fetch_layers(
     layers.retain(|(_, diff_id)| seen.insert(diff_id.clone()) && layout.layer(diff_id).is_none());
     progress.set_length(layers.iter().map(|(layer, _)| layer.size()).sum());
     let stop = &CancellationToken::new();
-    let fetches = layers.iter().map(|(layer, diff_id)| async move {
-        let fetched = blob::layer(layout, work, remote, layer, diff_id, progress, stop).await;
-        fetched.inspect_err(|_| stop.cancel())
-    });
+    let fetches = layers
+        .clone()
+        .into_iter()
+        .map(|(layer, diff_id)| async move {
+            let fetched = blob::layer(layout, work, remote, &layer, &diff_id, progress, stop).await;
+            fetched.inspect_err(|_| stop.cancel())
+        });
     // All are waited for, so that none goes on unpacking when the pull has failed.
     let results: Vec<Result<()>> = futures_util::stream::iter(fetches)
         .buffer_unordered(PARALLEL)
