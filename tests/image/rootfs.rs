@@ -23,7 +23,12 @@ impl Fixture {
         Self { folder, store }
     }
 
-    fn import(&self, archive: &[u8], name: &str, options: &ImportOptions) -> Result<ImageInfo, ImageError> {
+    fn import(
+        &self,
+        archive: &[u8],
+        name: &str,
+        options: &ImportOptions,
+    ) -> Result<ImageInfo, ImageError> {
         let path = self.folder.path().join("archive");
         std::fs::write(&path, archive).unwrap();
         let mut images = self.store.import(&path, Some(name), options)?;
@@ -33,7 +38,8 @@ impl Fixture {
 
     /// The folder of an archive's layer.
     fn layer(&self, archive: &[u8]) -> PathBuf {
-        self.import(archive, "my/image:1", &ImportOptions::default()).unwrap();
+        self.import(archive, "my/image:1", &ImportOptions::default())
+            .unwrap();
         self.store.prepare("my/image:1").unwrap().lowers.remove(0)
     }
 }
@@ -68,7 +74,10 @@ fn files_keep_owner_mode_time_and_links() {
     let tmp = layer.join("tmp").metadata().unwrap();
     assert_eq!((tmp.mode() & 0o7777, tmp.mtime()), (0o1777, 5));
     assert_eq!(layer.metadata().unwrap().mode() & 0o7777, 0o750);
-    assert_eq!(layer.join("link").read_link().unwrap(), Path::new("../../anywhere"));
+    assert_eq!(
+        layer.join("link").read_link().unwrap(),
+        Path::new("../../anywhere")
+    );
     assert!(layer.join("pipe").metadata().unwrap().file_type().is_fifo());
 }
 
@@ -170,7 +179,9 @@ async fn the_same_tar_makes_the_same_image_however_it_is_compressed() {
     let mut ids = Vec::new();
     for archive in [tar.clone(), gzip(&tar), zstd(&tar)] {
         let fixture = Fixture::new();
-        let image = fixture.import(&archive, "r.io:5000/my/image:1", &options).unwrap();
+        let image = fixture
+            .import(&archive, "r.io:5000/my/image:1", &options)
+            .unwrap();
         assert_eq!(image.names, ["r.io:5000/my/image:1"]);
         assert_eq!(image.labels["a"], "1");
         assert_eq!(image.env, ["P=/bin"]);
@@ -203,12 +214,20 @@ async fn an_absent_image_is_missing() {
 fn an_image_of_another_architecture_cannot_be_prepared() {
     let (this, other) = architectures();
     let fixture = Fixture::new();
-    let options = ImportOptions { architecture: Some(other.to_owned()), ..ImportOptions::default() };
-    fixture.import(&Tar::new().folder("a").finish(), "my/image:1", &options).unwrap();
+    let options = ImportOptions {
+        architecture: Some(other.to_owned()),
+        ..ImportOptions::default()
+    };
+    fixture
+        .import(&Tar::new().folder("a").finish(), "my/image:1", &options)
+        .unwrap();
     let error = fixture.store.prepare("my/image:1").unwrap_err();
     assert!(matches!(&error, ImageError::WrongArchitecture { .. }));
     let text = error.to_string();
-    assert!(text.contains(this) && text.contains(other) && text.contains("my/image:1"), "{text}");
+    assert!(
+        text.contains(this) && text.contains(other) && text.contains("my/image:1"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -224,15 +243,24 @@ fn a_removed_image_leaves_nothing_and_shared_layers_stay() {
     let one = fixture.import(&tar, "my/one:1", &plain).unwrap();
     fixture.import(&tar, "my/alias:1", &plain).unwrap();
     fixture.import(&tar, "my/two:1", &labelled).unwrap();
-    let error = fixture.store.remove(&one.id, &["my/alias:1".to_owned()]).unwrap_err();
+    let error = fixture
+        .store
+        .remove(&one.id, &["my/alias:1".to_owned()])
+        .unwrap_err();
     assert!(matches!(error, ImageError::InUse(_)));
-    fixture.store.remove("my/one:1", &["my/alias:1".to_owned()]).unwrap();
+    fixture
+        .store
+        .remove("my/one:1", &["my/alias:1".to_owned()])
+        .unwrap();
     let error = fixture.store.remove("my/alias:1", &[one.id]).unwrap_err();
     assert!(matches!(error, ImageError::InUse(_)));
     fixture.store.remove("my/alias:1", &[]).unwrap();
     assert_eq!(fixture.store.prepare("my/two:1").unwrap().lowers.len(), 1);
     fixture.store.remove("my/two:1", &[]).unwrap();
-    assert!(matches!(fixture.store.remove("my/two:1", &[]), Err(ImageError::Missing(_))));
+    assert!(matches!(
+        fixture.store.remove("my/two:1", &[]),
+        Err(ImageError::Missing(_))
+    ));
     assert_eq!(remains(&root), ["images/index.json"]);
 }
 
@@ -240,8 +268,12 @@ fn a_removed_image_leaves_nothing_and_shared_layers_stay() {
 fn an_image_that_lost_its_name_stays_until_it_is_removed() {
     let fixture = Fixture::new();
     let plain = ImportOptions::default();
-    let old = fixture.import(&Tar::new().file("x", b"1").finish(), "my/image:1", &plain).unwrap();
-    let new = fixture.import(&Tar::new().file("x", b"2").finish(), "my/image:1", &plain).unwrap();
+    let old = fixture
+        .import(&Tar::new().file("x", b"1").finish(), "my/image:1", &plain)
+        .unwrap();
+    let new = fixture
+        .import(&Tar::new().file("x", b"2").finish(), "my/image:1", &plain)
+        .unwrap();
     assert_eq!(fixture.store.prepare("my/image:1").unwrap().info.id, new.id);
     let nameless = fixture.store.prepare(&old.id).unwrap();
     assert_eq!(nameless.info.names, Vec::<String>::new());

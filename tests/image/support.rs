@@ -77,7 +77,10 @@ impl Tar {
             body.extend_from_slice(value);
             body.push(b'\n');
         }
-        self.entry(Self::header(EntryType::XHeader, "PaxHeaders/x", 0o644), &body)
+        self.entry(
+            Self::header(EntryType::XHeader, "PaxHeaders/x", 0o644),
+            &body,
+        )
     }
 
     pub fn unfinished(self) -> Vec<u8> {
@@ -170,8 +173,18 @@ pub fn image(architecture: &str, layers: &[(Vec<u8>, Vec<u8>)]) -> Image {
     }))
     .unwrap();
     let mut blobs: HashMap<String, Vec<u8>> = HashMap::from([(digest(&config), config.clone())]);
-    blobs.extend(digests.iter().cloned().zip(layers.iter().map(|(_, packed)| packed.clone())));
-    Image { manifest, config, blobs, layers: digests }
+    blobs.extend(
+        digests
+            .iter()
+            .cloned()
+            .zip(layers.iter().map(|(_, packed)| packed.clone())),
+    );
+    Image {
+        manifest,
+        config,
+        blobs,
+        layers: digests,
+    }
 }
 
 /// An index of images with their platforms' architectures.
@@ -219,8 +232,20 @@ pub fn remains(root: &Path) -> Vec<String> {
             if entry.file_type().unwrap().is_dir() {
                 folders.push(entry.path());
             }
-            let path = entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-            let known = ["images", "images/blobs", "images/blobs/sha256", "images/oci-layout", "layers"];
+            let path = entry
+                .path()
+                .strip_prefix(root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
+            let known = [
+                "images",
+                "images/blobs",
+                "images/blobs/sha256",
+                "images/oci-layout",
+                "layers",
+            ];
             if !known.contains(&path.as_str()) && !path.ends_with(".lock") {
                 found.push(path);
             }
