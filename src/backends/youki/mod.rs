@@ -10,6 +10,7 @@ mod exec;
 mod images;
 mod life;
 mod monitor;
+mod names;
 mod record;
 mod remove;
 mod rootfs;
@@ -22,6 +23,7 @@ use std::process::{Child, ExitCode};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 
 use self::record::Folder;
 use super::EngineConfig;
@@ -29,6 +31,7 @@ use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
     ExitStatus, Pid, Result, RuntimeError, RuntimeInfo,
 };
+use crate::runtime::network::{Network, NetworkConfig};
 use crate::sys::program::ReadOnlyProgram;
 
 /// Name of the engine.
@@ -74,6 +77,9 @@ struct Inner {
     images: Arc<dyn RootfsSource>,
     /// This program, for monitors and helpers.
     program: ReadOnlyProgram,
+    network: Network,
+    /// Where `create` and `remove`, which run on threads of their own, wait for the network.
+    tokio: Handle,
     /// Monitors that this process started and must reap.
     monitors: Mutex<HashMap<String, Child>>,
 }
@@ -94,10 +100,14 @@ impl Youki {
                 error.into(),
             )
         })?;
+        let network = Network::open(&config.run_dir, NetworkConfig::default())
+            .map_err(|error| engine_error("opening the network".to_owned(), error.into()))?;
         let this = Self(Arc::new(Inner {
             config,
             images,
             program,
+            network,
+            tokio: Handle::current(),
             monitors: Mutex::default(),
         }));
         this.blocking("opening the engine", |inner| inner.open_folders())
