@@ -8,4 +8,6 @@ pub mod cgroup;
 pub mod netns;
 pub mod pidfd;
 pub mod proc;
+pub mod program;
 pub mod rlimit;
+pub mod signal;

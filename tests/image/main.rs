@@ -1,0 +1,7 @@
+//! The image store: what it takes in, what it refuses, and that refusing leaves nothing behind.
+
+mod archives;
+mod hostile;
+mod registry;
+mod rootfs;
+mod support;
