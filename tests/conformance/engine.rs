@@ -59,7 +59,7 @@ fn make_root(root: &Path) {
     // A link that must not lead out of the root when a file is put in its place.
     symlink("/etc/passwd", root.join("etc/hostname")).expect("link");
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-    for name in "sh echo cat sleep ls id env touch mkdir mknod mount dd head tail kill grep readlink hostname wc pwd ip ps printf true stat unshare yes seq tr df".split(' ') {
+    for name in "sh echo cat sleep ls id env nc touch mkdir mknod mount dd head tail kill grep readlink hostname wc pwd ip ps printf true stat unshare yes seq tr df".split(' ') {
         symlink("busybox", root.join("bin").join(name)).expect("link");
     }
 }
@@ -198,7 +198,7 @@ impl TestEngine {
 
     fn leftovers(&self) -> Vec<String> {
         let mut left = Vec::new();
-        for folder in ["run/containers", "state/containers"] {
+        for folder in ["run/containers", "state/containers", "run/network/records", "run/netns"] {
             for entry in fs::read_dir(self.path(folder)).into_iter().flatten() {
                 left.push(entry.expect("entry").path().display().to_string());
             }

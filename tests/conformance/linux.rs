@@ -57,10 +57,9 @@ async fn the_hosts_network_is_shared_only_when_asked() {
 async fn without_a_network_there_is_only_the_loopback_interface() {
     let engine = TestEngine::youki().await;
     let log = engine
-        .output("ip -o link | grep -c lo; ip -o link | wc -l; ip -o addr show lo")
+        .output("ip -o link | wc -l; ip -o link | grep -c lo:")
         .await;
-    assert!(log.contains("127.0.0.1/8"), "{log}");
-    assert!(log.starts_with('1'), "{log}");
+    assert_eq!(log, "1\n1\n");
     engine.close().await;
 }
 
@@ -176,7 +175,7 @@ async fn the_capabilities_are_those_asked_for_and_no_others() {
 #[tokio::test]
 async fn the_kernels_secrets_are_masked_and_its_settings_read_only() {
     let engine = TestEngine::youki().await;
-    let script = "wc -c < /proc/kcore; wc -c < /proc/keys; ls /sys/firmware; (echo 1 > /proc/sys/kernel/domainname) 2>&1; (echo b > /proc/sysrq-trigger) 2>&1; mkdir /sys/x 2>&1; true";
+    let script = "wc -c < /proc/kcore; wc -c < /proc/keys; ls /sys/firmware; (echo 1 > /proc/sys/kernel/domainname) 2>&1; (echo b > /proc/sysrq-trigger) 2>&1; mkdir /sys/fs/x 2>&1; true";
     let log = engine.output(script).await;
     assert!(log.starts_with("0\n0\n"), "{log}");
     assert_eq!(log.matches("Read-only file system").count(), 3, "{log}");
@@ -279,7 +278,7 @@ async fn the_log_is_bounded_and_keeps_the_end() {
         "{}",
         log.len()
     );
-    assert!(log.ends_with("\nlast\n"));
+    assert!(log.ends_with("\nlast\n"), "{}", &log[log.len() - 40..]);
     engine.close().await;
 }
 

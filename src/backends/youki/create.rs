@@ -98,7 +98,11 @@ impl Inner {
         };
         // First of all: whoever finds it can undo what follows.
         folder.write("record.json", &record, false)?;
-        let attachment = if bridged { Some(self.attach(spec)?) } else { None };
+        let attachment = if bridged {
+            Some(self.attach(spec)?)
+        } else {
+            None
+        };
         record.address = attachment.as_ref().map(|it| it.address);
         record.files = names::files(spec, record.address);
         folder.write("record.json", &record, false)?;
@@ -125,9 +129,13 @@ impl Inner {
 
     /// Connects a container; runs to its end, as all of `create` does.
     fn attach(&self, spec: &ContainerSpec) -> Result<Attachment, BoxError> {
-        let attached = self.tokio.block_on(self.network.attach(&spec.id.0, &spec.ports));
+        let attached = self
+            .tokio
+            .block_on(self.network.attach(&spec.id.0, &spec.ports));
         attached.map_err(|error| match error {
-            NetworkError::PortTaken { .. } => RuntimeError::Invalid(format!("container {}: {error}", spec.id)).into(),
+            NetworkError::PortTaken { .. } => {
+                RuntimeError::Invalid(format!("container {}: {error}", spec.id)).into()
+            }
             other => BoxError::from(other),
         })
     }

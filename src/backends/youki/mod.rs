@@ -27,11 +27,11 @@ use tokio::runtime::Handle;
 
 use self::record::Folder;
 use super::EngineConfig;
+use crate::runtime::network::{Network, NetworkConfig};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
     ExitStatus, Pid, Result, RuntimeError, RuntimeInfo,
 };
-use crate::runtime::network::{Network, NetworkConfig};
 use crate::sys::program::ReadOnlyProgram;
 
 /// Name of the engine.

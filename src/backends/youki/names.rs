@@ -13,7 +13,8 @@ const SOURCES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.con
 pub(super) fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<(PathBuf, String)> {
     let host = &spec.hostname;
     let own = address.unwrap_or(Ipv4Addr::new(127, 0, 1, 1));
-    let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{host}\n");
+    let hosts =
+        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{host}\n");
     let mut files = vec![
         ("/etc/hostname".into(), format!("{host}\n")),
         ("/etc/hosts".into(), hosts),
@@ -37,9 +38,13 @@ fn reachable(text: &str) -> Option<String> {
         let rest = line.trim().strip_prefix("nameserver")?;
         rest.trim().parse::<IpAddr>().ok()
     };
-    let kept = text.lines().filter(|line| !server(line).is_some_and(|ip| ip.is_loopback()));
+    let kept = text
+        .lines()
+        .filter(|line| !server(line).is_some_and(|ip| ip.is_loopback()));
     let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
-    kept.lines().any(|line| server(line).is_some()).then_some(kept)
+    kept.lines()
+        .any(|line| server(line).is_some())
+        .then_some(kept)
 }
 
 #[cfg(test)]

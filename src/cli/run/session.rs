@@ -171,7 +171,7 @@ async fn find_image(place: &Place, args: &RunArgs) -> anyhow::Result<ImageInfo> 
         .into_iter()
         .filter(|it| it.labels.contains_key(KERNELSPEC));
     kernels.next().context(
-        "no kernel image is in the store; add one with `backendai-agent image import FILE \
+        "no kernel image is in the store; add one with `backendai-agent image import FILE NAME \
          --label ai.backend.kernelspec=1`, or name any image with --image",
     )
 }
