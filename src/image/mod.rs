@@ -167,13 +167,15 @@ impl Store {
         if last && in_use.iter().any(used) {
             return Err(ImageError::InUse(image.to_owned()));
         }
-        self.layout.change_index(|manifests| {
+        let work = self.layout.work()?;
+        self.layout.change_index(&work, |manifests| {
             manifests.retain(|entry| {
                 let this = digest_text(entry) == record.manifest;
                 !this || (!last && name_of(entry) != name.as_ref())
             });
             Ok(())
         })?;
+        drop(work);
         self.layout.collect()?;
         Ok(())
     }
@@ -225,7 +227,7 @@ pub fn architecture() -> &'static str {
 /// Does work that adds images, and enters them into the index; after an error nothing of it is left.
 fn add(layout: &Layout, make: impl FnOnce(&Work) -> Result<Vec<Added>>) -> Result<Vec<ImageInfo>> {
     let work = layout.work()?;
-    let result = make(&work).and_then(|added| enter_all(layout, &added));
+    let result = make(&work).and_then(|added| enter_all(layout, &work, &added));
     drop(work);
     if result.is_err()
         && let Err(error) = layout.collect()
@@ -236,8 +238,8 @@ fn add(layout: &Layout, make: impl FnOnce(&Work) -> Result<Vec<Added>>) -> Resul
 }
 
 /// Enters images into the index, and returns what is then known of them.
-fn enter_all(layout: &Layout, added: &[Added]) -> Result<Vec<ImageInfo>> {
-    layout.change_index(|manifests| {
+fn enter_all(layout: &Layout, work: &Work, added: &[Added]) -> Result<Vec<ImageInfo>> {
+    layout.change_index(work, |manifests| {
         added.iter().for_each(|added| enter(manifests, added));
         Ok(())
     })?;
