@@ -5,6 +5,7 @@ mod compression;
 mod error;
 mod import;
 mod layout;
+mod mounted;
 mod platform;
 mod pull;
 mod reference;
@@ -153,7 +154,7 @@ impl Store {
 
     /// Removes a name, and the image with its last name; or an image by its id. Blocks.
     ///
-    /// `in_use` are the images (names or ids) of containers that exist.
+    /// `in_use` are the images (names or ids) of containers that exist. A layer that is mounted is in use as well.
     ///
     /// # Errors
     /// [`ImageError::InUse`], [`ImageError::Missing`], [`ImageError::Io`].
@@ -164,7 +165,8 @@ impl Store {
         let used = |other: &String| {
             find(&self.layout, other).is_ok_and(|other| other.manifest == record.manifest)
         };
-        if last && in_use.iter().any(used) {
+        let mounted = || Ok(!mounted::of(&layers_alone(&self.layout, &record)?).is_empty());
+        if last && (in_use.iter().any(used) || mounted()?) {
             return Err(ImageError::InUse(image.to_owned()));
         }
         let work = self.layout.work()?;
@@ -351,6 +353,20 @@ fn record(layout: &Layout, digest: String) -> Result<Record> {
         info,
         config,
     })
+}
+
+/// The layers that no other image has.
+fn layers_alone(layout: &Layout, record: &Record) -> Result<HashSet<String>> {
+    let layers = |record: &Record| record.config.rootfs().diff_ids().clone();
+    let mut alone: HashSet<String> = layers(record).into_iter().collect();
+    for other in records(layout)? {
+        if other.manifest != record.manifest {
+            layers(&other)
+                .iter()
+                .for_each(|layer| drop(alone.remove(layer)));
+        }
+    }
+    Ok(alone)
 }
 
 /// The name of the image that was meant, if it was a name.

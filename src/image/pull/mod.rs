@@ -145,7 +145,7 @@ async fn fetch_layers(
         && !matches!(error, ImageError::Unreachable { .. })
     {
         for (layer, _) in &layers {
-            blob::forget(&blob::partial(layout, &layer.digest().to_string())?);
+            blob::forget(&blob::partial(layout, layer.digest().as_ref())?);
         }
     }
     result
