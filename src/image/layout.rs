@@ -84,6 +84,7 @@ impl Layout {
             fs::create_dir_all(&folder)
                 .map_err(ImageError::io(format!("create {}", folder.display())))?;
         }
+        let _work = layout.work()?;
         let marker = layout.images.join("oci-layout");
         if !marker.exists() {
             layout.replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -149,6 +150,7 @@ impl Layout {
     /// Changes the index; nobody else does meanwhile. An error leaves it as it was.
     pub(crate) fn change_index<T>(
         &self,
+        _work: &Work,
         change: impl FnOnce(&mut Vec<Descriptor>) -> Result<T>,
     ) -> Result<T> {
         let _lock = self.lock("index.lock", FlockOperation::LockExclusive)?;

@@ -1,7 +1,9 @@
 //! Root file systems: what is in the tar is in the layer, and the image is the same each time.
 
+use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use backendai_agent::image::{ImageError, ImportOptions, Store};
@@ -146,6 +148,40 @@ fn whiteouts_become_the_overlays_own() {
 }
 
 #[test]
+fn the_layers_show_one_tree_when_they_are_mounted() {
+    let fixture = Fixture::new();
+    let lower = fixture.layer(
+        &Tar::new()
+            .file("a", b"a")
+            .file("d/old", b"o")
+            .file("e/old", b"o")
+            .file("keep", b"k")
+            .finish(),
+    );
+    let upper = fixture.layer(
+        &Tar::new()
+            .file(".wh.a", b"")
+            .folder("d/")
+            .file("d/.wh..wh..opq", b"")
+            .file("d/new", b"n")
+            .file("e/.wh.old", b"")
+            .finish(),
+    );
+    let target = fixture.folder.path().join("target");
+    std::fs::create_dir(&target).unwrap();
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-ec"])
+        .arg("mount -t overlay -o lowerdir=\"$0\":\"$1\" overlay \"$2\"; cd \"$2\"; find . | sort | xargs")
+        .args([&upper, &lower, &target])
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap().trim(),
+        ". ./d ./d/new ./e ./keep"
+    );
+}
+
+#[test]
 fn a_later_entry_replaces_an_earlier_one() {
     let fixture = Fixture::new();
     let layer = fixture.layer(
@@ -262,6 +298,34 @@ fn a_removed_image_leaves_nothing_and_shared_layers_stay() {
         Err(ImageError::Missing(_))
     ));
     assert_eq!(remains(&root), ["images/index.json"]);
+}
+
+#[test]
+fn an_image_that_is_mounted_anywhere_is_not_removed() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer(&Tar::new().file("x", b"x").finish());
+    let target = fixture.folder.path().join("target");
+    std::fs::create_dir(&target).unwrap();
+    let mut child = Command::new("unshare")
+        .args([
+            "--mount",
+            "sh",
+            "-ec",
+            "mount -t overlay -o lowerdir=\"$0\":\"$1\" overlay \"$1\"; echo; read x || true",
+        ])
+        .args([&layer, &target])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0];
+    child.stdout.take().unwrap().read_exact(&mut ready).unwrap();
+    let error = fixture.store.remove("my/image:1", &[]).unwrap_err();
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert!(matches!(error, ImageError::InUse(_)), "{error}");
+    fixture.store.remove("my/image:1", &[]).unwrap();
+    assert!(!layer.exists());
 }
 
 #[test]

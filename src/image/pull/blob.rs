@@ -174,7 +174,10 @@ async fn fetch_once(
             Ok(Some(chunk)) => {
                 let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
                 if chunk.len() > room {
-                    break Err(io::Error::other("it is longer than its manifest says"));
+                    return Err(ImageError::malformed(
+                        what,
+                        "it is longer than its manifest says",
+                    ));
                 }
                 file.write_all(&chunk).await.map_err(failed())?;
                 offset += chunk.len() as u64;

@@ -55,7 +55,10 @@ pub(super) async fn pull(
 ) -> Result<ImageInfo> {
     let work = blocking(layout, Layout::work).await?;
     let result = match fetch(layout, &work, name, options).await {
-        Ok(added) => blocking(layout, move |layout| enter_all(layout, &[added])).await,
+        Ok(added) => {
+            let work = work.share()?;
+            blocking(layout, move |layout| enter_all(layout, &work, &[added])).await
+        }
         Err(error) => Err(error),
     };
     drop(work);
@@ -142,7 +145,7 @@ async fn fetch_layers(
         && !matches!(error, ImageError::Unreachable { .. })
     {
         for (layer, _) in &layers {
-            blob::forget(&blob::partial(layout, &layer.digest().to_string())?);
+            blob::forget(&blob::partial(layout, layer.digest().as_ref())?);
         }
     }
     result
