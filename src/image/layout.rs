@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -80,9 +81,14 @@ impl Layout {
             layers: root.join("layers"),
             limits,
         };
+        fs::create_dir_all(root).map_err(ImageError::io(format!("create {}", root.display())))?;
         for folder in [layout.images.join("blobs/sha256"), layout.layers.clone()] {
-            fs::create_dir_all(&folder)
-                .map_err(ImageError::io(format!("create {}", folder.display())))?;
+            // Layers hold setuid programs and device nodes, which are not for this machine's users.
+            let made = fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder);
+            made.map_err(ImageError::io(format!("create {}", folder.display())))?;
         }
         let _work = layout.work()?;
         let marker = layout.images.join("oci-layout");

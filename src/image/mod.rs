@@ -359,12 +359,10 @@ fn record(layout: &Layout, digest: String) -> Result<Record> {
 fn layers_alone(layout: &Layout, record: &Record) -> Result<HashSet<String>> {
     let layers = |record: &Record| record.config.rootfs().diff_ids().clone();
     let mut alone: HashSet<String> = layers(record).into_iter().collect();
-    for other in records(layout)? {
-        if other.manifest != record.manifest {
-            layers(&other)
-                .iter()
-                .for_each(|layer| drop(alone.remove(layer)));
-        }
+    let mut others = records(layout)?;
+    others.retain(|other| other.manifest != record.manifest);
+    for layer in others.iter().flat_map(layers) {
+        alone.remove(&layer);
     }
     Ok(alone)
 }

@@ -1,4 +1,5 @@
 //! The image store: what it takes in, what it refuses, and that refusing leaves nothing behind.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod archives;
 mod bearer;

@@ -246,6 +246,39 @@ async fn an_absent_image_is_missing() {
     assert!(matches!(error, RuntimeError::Invalid(_)));
 }
 
+#[tokio::test]
+async fn an_image_of_the_default_registry_is_found_by_all_its_names() {
+    let fixture = Fixture::new();
+    let plain = ImportOptions::default();
+    let image = fixture
+        .import(&Tar::new().folder("a").finish(), "lablup/python:3", &plain)
+        .unwrap();
+    for name in [
+        "lablup/python:3",
+        "index.docker.io/lablup/python:3",
+        "docker.io/lablup/python:3",
+    ] {
+        assert_eq!(fixture.store.inspect(name).await.unwrap(), image);
+    }
+    for name in [
+        "lablup/python:4",
+        "r.io/lablup/python:3",
+        "index.docker.io/lablup/python",
+    ] {
+        assert!(fixture.store.inspect(name).await.is_err(), "{name}");
+    }
+}
+
+#[test]
+fn other_users_cannot_reach_the_programs_of_images() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer(&Tar::new().folder("a").finish());
+    assert_eq!(
+        layer.parent().unwrap().metadata().unwrap().mode() & 0o7777,
+        0o700
+    );
+}
+
 #[test]
 fn an_image_of_another_architecture_cannot_be_prepared() {
     let (this, other) = architectures();
