@@ -6,7 +6,8 @@ pub mod youki;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::runtime::{ContainerRuntime, ImageStore};
+use crate::runtime::{ContainerRuntime, ImageStore, RuntimeError};
+use crate::sys::capability;
 
 /// The container engines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
@@ -45,6 +46,8 @@ pub async fn open(kind: RuntimeKind, config: EngineConfig) -> crate::runtime::Re
     match kind {
         #[cfg(feature = "youki")]
         RuntimeKind::Youki => {
+            capability::check()
+                .map_err(|error| RuntimeError::Invalid(format!("youki: {error}")))?;
             let images = crate::image::Store::open(&config.state_dir)?;
             let source: Arc<dyn youki::RootfsSource> = Arc::new(Arc::clone(&images));
             let runtime = youki::Youki::open(config, source).await?;

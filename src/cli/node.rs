@@ -16,6 +16,7 @@ use crate::kernel::runner::zmq::ZmqConnect;
 use crate::krunner::KrunnerLayer;
 use crate::manager::Node;
 use crate::resource::device::{Cpu, Memory};
+use crate::stats::StatsCollector;
 
 /// The jail's command, before the runner's (19.03 agent, `--sandbox-type jail`).
 const JAIL: [&str; 3] = [
@@ -98,6 +99,7 @@ pub async fn build(
         runtime: engine.runtime,
         images: engine.images,
         connect: Arc::new(ZmqConnect),
+        stats: StatsCollector::default(),
         events,
     })
     .await?;

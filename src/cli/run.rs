@@ -143,6 +143,7 @@ async fn open(common: &CommonArgs) -> anyhow::Result<Place> {
         images: engine.images,
         connect: Arc::new(ZmqConnect),
         krunner: node::krunner(&common.state_dir).await?,
-        folder: common.run_dir.join("runs"),
+        // Not in the run folder, which is usually memory: the code may write much.
+        folder: common.state_dir.join("runs"),
     })
 }

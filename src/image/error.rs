@@ -150,7 +150,7 @@ pub enum ImageError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The file system said no.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}")]
     Io {
         /// What was being done, with the path.
         action: String,
@@ -190,10 +190,10 @@ impl From<ImageError> for RuntimeError {
                 engine: "the image registry",
                 source: Box::new(error),
             },
-            ImageError::Io { ref action, .. } => Self::Engine {
+            ImageError::Io { action, source } => Self::Engine {
                 engine: "the image store",
-                action: action.clone(),
-                source: Box::new(error),
+                action,
+                source: Box::new(source),
             },
             other => Self::Invalid(other.to_string()),
         }

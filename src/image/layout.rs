@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -80,10 +81,16 @@ impl Layout {
             layers: root.join("layers"),
             limits,
         };
+        fs::create_dir_all(root).map_err(ImageError::io(format!("create {}", root.display())))?;
         for folder in [layout.images.join("blobs/sha256"), layout.layers.clone()] {
-            fs::create_dir_all(&folder)
-                .map_err(ImageError::io(format!("create {}", folder.display())))?;
+            // Layers hold setuid programs and device nodes, which are not for this machine's users.
+            let made = fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder);
+            made.map_err(ImageError::io(format!("create {}", folder.display())))?;
         }
+        let _work = layout.work()?;
         let marker = layout.images.join("oci-layout");
         if !marker.exists() {
             layout.replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -149,6 +156,7 @@ impl Layout {
     /// Changes the index; nobody else does meanwhile. An error leaves it as it was.
     pub(crate) fn change_index<T>(
         &self,
+        _work: &Work,
         change: impl FnOnce(&mut Vec<Descriptor>) -> Result<T>,
     ) -> Result<T> {
         let _lock = self.lock("index.lock", FlockOperation::LockExclusive)?;

@@ -5,6 +5,7 @@ mod compression;
 mod error;
 mod import;
 mod layout;
+mod mounted;
 mod platform;
 mod pull;
 mod reference;
@@ -153,7 +154,7 @@ impl Store {
 
     /// Removes a name, and the image with its last name; or an image by its id. Blocks.
     ///
-    /// `in_use` are the images (names or ids) of containers that exist.
+    /// `in_use` are the images (names or ids) of containers that exist. A layer that is mounted is in use as well.
     ///
     /// # Errors
     /// [`ImageError::InUse`], [`ImageError::Missing`], [`ImageError::Io`].
@@ -164,16 +165,19 @@ impl Store {
         let used = |other: &String| {
             find(&self.layout, other).is_ok_and(|other| other.manifest == record.manifest)
         };
-        if last && in_use.iter().any(used) {
+        let mounted = || Ok(!mounted::of(&layers_alone(&self.layout, &record)?).is_empty());
+        if last && (in_use.iter().any(used) || mounted()?) {
             return Err(ImageError::InUse(image.to_owned()));
         }
-        self.layout.change_index(|manifests| {
+        let work = self.layout.work()?;
+        self.layout.change_index(&work, |manifests| {
             manifests.retain(|entry| {
                 let this = digest_text(entry) == record.manifest;
                 !this || (!last && name_of(entry) != name.as_ref())
             });
             Ok(())
         })?;
+        drop(work);
         self.layout.collect()?;
         Ok(())
     }
@@ -225,7 +229,7 @@ pub fn architecture() -> &'static str {
 /// Does work that adds images, and enters them into the index; after an error nothing of it is left.
 fn add(layout: &Layout, make: impl FnOnce(&Work) -> Result<Vec<Added>>) -> Result<Vec<ImageInfo>> {
     let work = layout.work()?;
-    let result = make(&work).and_then(|added| enter_all(layout, &added));
+    let result = make(&work).and_then(|added| enter_all(layout, &work, &added));
     drop(work);
     if result.is_err()
         && let Err(error) = layout.collect()
@@ -236,8 +240,8 @@ fn add(layout: &Layout, make: impl FnOnce(&Work) -> Result<Vec<Added>>) -> Resul
 }
 
 /// Enters images into the index, and returns what is then known of them.
-fn enter_all(layout: &Layout, added: &[Added]) -> Result<Vec<ImageInfo>> {
-    layout.change_index(|manifests| {
+fn enter_all(layout: &Layout, work: &Work, added: &[Added]) -> Result<Vec<ImageInfo>> {
+    layout.change_index(work, |manifests| {
         added.iter().for_each(|added| enter(manifests, added));
         Ok(())
     })?;
@@ -349,6 +353,18 @@ fn record(layout: &Layout, digest: String) -> Result<Record> {
         info,
         config,
     })
+}
+
+/// The layers that no other image has.
+fn layers_alone(layout: &Layout, record: &Record) -> Result<HashSet<String>> {
+    let layers = |record: &Record| record.config.rootfs().diff_ids().clone();
+    let mut alone: HashSet<String> = layers(record).into_iter().collect();
+    let mut others = records(layout)?;
+    others.retain(|other| other.manifest != record.manifest);
+    for layer in others.iter().flat_map(layers) {
+        alone.remove(&layer);
+    }
+    Ok(alone)
 }
 
 /// The name of the image that was meant, if it was a name.

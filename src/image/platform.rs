@@ -93,3 +93,47 @@ pub(crate) fn choose<'a>(
         found: found(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(platforms: &[Option<(&str, &str)>]) -> Vec<Descriptor> {
+        let entry = |platform: &Option<(&str, &str)>| {
+            let mut entry = serde_json::json!({
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": format!("sha256:{}", "0".repeat(64)), "size": 1,
+            });
+            if let Some((os, architecture)) = platform {
+                entry["platform"] = serde_json::json!({ "os": os, "architecture": architecture });
+            }
+            serde_json::from_value(entry).unwrap()
+        };
+        platforms.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn a_platform_is_two_or_three_words() {
+        for text in ["linux/amd64", "linux/arm/v7"] {
+            assert_eq!(text.parse::<Platform>().unwrap().to_string(), text);
+        }
+        for text in ["", "amd64", "linux/", "a/b/c/d"] {
+            assert!(text.parse::<Platform>().unwrap_err().contains(text));
+        }
+    }
+
+    #[test]
+    fn attestations_and_other_systems_are_passed_over() {
+        let all = entries(&[
+            Some(("unknown", "unknown")),
+            Some(("windows", "amd64")),
+            Some(("linux", "amd64")),
+        ]);
+        let platform = "linux/amd64".parse().unwrap();
+        assert_eq!(choose("x", &all, &platform).unwrap(), &all[2]);
+        let error = choose("x", &all[..2], &platform).unwrap_err().to_string();
+        assert!(error.contains("windows/amd64"), "{error}");
+        let only = entries(&[None]);
+        assert_eq!(choose("x", &only, &platform).unwrap(), &only[0]);
+    }
+}

@@ -46,7 +46,9 @@ impl ImageRef {
             Some((first, rest)) if is_host(first) => (Some(first), rest),
             _ => (None, path),
         };
-        if registry.is_some_and(|host| !host.bytes().all(is_host_byte)) {
+        if registry.is_some_and(|host| {
+            !host.bytes().all(is_host_byte) || host.starts_with(['.', '-', ':'])
+        }) {
             return Err(wrong("the registry is not a host name"));
         }
         if repository.len() > 2 * MAX_TAG - 1 || !repository.split('/').all(is_component) {

@@ -233,7 +233,7 @@ impl SlotState {
             .iter()
             .map(|(id, capacity, used)| (id, (capacity - used).max(Decimal::ZERO)))
             .collect();
-        free.sort_by(|a, b| b.1.cmp(&a.1));
+        free.sort_by_key(|(_, amount)| std::cmp::Reverse(*amount));
         let available: Decimal = free.iter().map(|(_, amount)| amount).sum();
         if available < wanted {
             return Err(AgentError::InsufficientResource {

@@ -198,7 +198,12 @@ impl TestEngine {
 
     fn leftovers(&self) -> Vec<String> {
         let mut left = Vec::new();
-        for folder in ["run/containers", "state/containers", "run/netns"] {
+        for folder in [
+            "run/containers",
+            "state/containers",
+            "run/network/records",
+            "run/netns",
+        ] {
             for entry in fs::read_dir(self.path(folder)).into_iter().flatten() {
                 left.push(entry.expect("entry").path().display().to_string());
             }

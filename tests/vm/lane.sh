@@ -1,5 +1,5 @@
 #!/bin/bash
-# The lane of `make test` that needs a pure cgroup v2: packs the agent, two kernel images and ./cases onto a disk and runs them in
+# The lane of `make test` that needs a pure cgroup v2: packs the agent, a kernel image and ./cases onto a disk and runs them in
 # a virtual machine. Prints `ok NAME`, `FAILED NAME` or `skipped NAME: what is missing`.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -13,18 +13,17 @@ need_apt qemu-system-x86 mmdebstrap e2fsprogs busybox-static cpio kmod binutils 
 payload=$(mktemp -d "${TMPDIR:-/var/tmp}/bai-payload.XXXXXX")
 trap 'rm -rf "$payload"' EXIT
 strip -o "$payload/backendai-agent" "$agent"
-for name in busybox python; do
-  cp "$("$repo/scripts/kernel-image.sh" $name)" "$payload/$name.tar"
-  "$repo/scripts/kernel-image.sh" --flags $name > "$payload/$name.flags"
-  "$repo/scripts/kernel-image.sh" --ref $name > "$payload/$name.ref"
-done
+cp "$("$repo/scripts/kernel-image.sh" busybox)" "$payload/busybox.tar"
+"$repo/scripts/kernel-image.sh" --flags busybox > "$payload/busybox.flags"
+"$repo/scripts/kernel-image.sh" --ref busybox > "$payload/busybox.ref"
 mkdir -p "$logs"
 cp "$here/cases" "$payload/cases"
 echo "$agent" > "$payload/agent.path"
 
 # The Rust tests that ./rust-tests names, as they were built for the rust lane.
 cargo test --quiet --no-run --package backendai-agent --lib --tests --message-format json 2> "$logs/vm-build.log" |
-  jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null)
+  jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null
+                and (.target.kind[0] | . == "lib" or . == "test"))
          | "\(if .target.kind[0] == "test" then .target.name else "lib" end) \(.executable)"' > "$payload/built" ||
   { tail -20 "$logs/vm-build.log" >&2; die "the Rust tests for the virtual machine do not build"; }
 grep -vE '^ *(#|$)' "$here/rust-tests" | while read -r name filter; do

@@ -155,7 +155,7 @@ impl Runner {
     /// After the signal to stop: nothing is left to write, nobody is there to read it, or the time is up.
     fn may_end(&self, stop_by: Instant) -> bool {
         let records = &self.records.socket;
-        records.is_drained() || records.ready_peers() == 0 || stop_by <= Instant::now()
+        records.is_drained() || records.peers().next().is_none() || stop_by <= Instant::now()
     }
 
     fn timeout(&self) -> Option<Duration> {

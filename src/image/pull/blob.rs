@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -13,6 +13,7 @@ use oci_spec::image::Descriptor;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
 
 use super::{Remote, blocking};
 use crate::image::error::{ImageError, Result};
@@ -23,14 +24,21 @@ const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(200);
 const WAIT_FOR_OTHER: Duration = Duration::from_millis(50);
 
-/// Fetches a layer, checks it, and unpacks it, unless somebody else has done so meanwhile.
+/// Where a layer is kept until it is whole.
+pub(super) fn partial(layout: &Layout, digest: &str) -> Result<PathBuf> {
+    Ok(layout.blob(digest)?.with_extension("partial"))
+}
+
+/// Fetches a layer, checks it, and unpacks it, unless somebody else has done so meanwhile, or it is stopped before it
+/// is fetched.
 pub(super) async fn layer(
     layout: &Layout,
     work: &Work,
     remote: &Remote,
     layer: &Descriptor,
-    diff_id: String,
+    diff_id: &str,
     progress: &ProgressBar,
+    stop: &CancellationToken,
 ) -> Result<()> {
     let digest = layer.digest().to_string();
     let what = format!("blob {digest} of {}", remote.name());
@@ -38,18 +46,28 @@ pub(super) async fn layer(
     if layer.size() > limit {
         return Err(ImageError::TooManyBytes { what, limit });
     }
-    let path = layout.blob(&digest)?.with_extension("partial");
-    let Some(file) = claim(layout, &path, &diff_id).await? else {
-        return Ok(());
+    let path = partial(layout, &digest)?;
+    let fetched = async {
+        match claim(layout, &path, diff_id).await? {
+            Some(file) => fetch(remote, &what, &digest, layer.size(), file, progress)
+                .await
+                .map(Some),
+            None => Ok(None),
+        }
     };
-    let file = fetch(remote, &what, &digest, layer.size(), file, progress).await?;
+    let fetched = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        fetched = fetched => fetched?,
+    };
+    let Some(file) = fetched else { return Ok(()) };
     let check = (what.clone(), digest.clone(), path.clone());
     let file = blocking(layout, move |_| {
         let (what, digest, path) = check;
         verify(&what, &digest, file).inspect_err(|_| forget(&path))
     });
     let file = file.await?;
-    let work = work.share()?;
+    let (work, diff_id) = (work.share()?, diff_id.to_owned());
     blocking(layout, move |layout| {
         // Its digest is right: a layer that does not unpack will not do so next time either.
         let unpacked = layout.add_layer(&work, &what, file, Some(&diff_id));
@@ -156,7 +174,10 @@ async fn fetch_once(
             Ok(Some(chunk)) => {
                 let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
                 if chunk.len() > room {
-                    break Err(io::Error::other("it is longer than its manifest says"));
+                    return Err(ImageError::malformed(
+                        what,
+                        "it is longer than its manifest says",
+                    ));
                 }
                 file.write_all(&chunk).await.map_err(failed())?;
                 offset += chunk.len() as u64;
@@ -214,7 +235,7 @@ impl io::Write for HashWriter {
     }
 }
 
-fn forget(path: &Path) {
+pub(super) fn forget(path: &Path) {
     if let Err(error) = std::fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
     {

@@ -6,9 +6,10 @@ mod credentials;
 
 use std::collections::HashSet;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use indicatif::ProgressBar;
 use oci_spec::image::{Descriptor, ImageIndex};
+use tokio_util::sync::CancellationToken;
 
 pub(super) use self::client::Remote;
 use super::archive::same_length;
@@ -54,7 +55,10 @@ pub(super) async fn pull(
 ) -> Result<ImageInfo> {
     let work = blocking(layout, Layout::work).await?;
     let result = match fetch(layout, &work, name, options).await {
-        Ok(added) => blocking(layout, move |layout| enter_all(layout, &[added])).await,
+        Ok(added) => {
+            let work = work.share()?;
+            blocking(layout, move |layout| enter_all(layout, &work, &[added])).await
+        }
         Err(error) => Err(error),
     };
     drop(work);
@@ -123,13 +127,28 @@ async fn fetch_layers(
     let mut seen = HashSet::new();
     layers.retain(|(_, diff_id)| seen.insert(diff_id.clone()) && layout.layer(diff_id).is_none());
     progress.set_length(layers.iter().map(|(layer, _)| layer.size()).sum());
-    let fetches = layers.into_iter().map(|(layer, diff_id)| async move {
-        blob::layer(layout, work, remote, &layer, diff_id, progress).await
-    });
-    futures_util::stream::iter(fetches)
+    let stop = &CancellationToken::new();
+    let fetches = layers
+        .clone()
+        .into_iter()
+        .map(|(layer, diff_id)| async move {
+            let fetched = blob::layer(layout, work, remote, &layer, &diff_id, progress, stop).await;
+            fetched.inspect_err(|_| stop.cancel())
+        });
+    // All are waited for, so that none goes on unpacking when the pull has failed.
+    let results: Vec<Result<()>> = futures_util::stream::iter(fetches)
         .buffer_unordered(PARALLEL)
-        .try_collect()
-        .await
+        .collect()
+        .await;
+    let result: Result<()> = results.into_iter().collect();
+    if let Err(error) = &result
+        && !matches!(error, ImageError::Unreachable { .. })
+    {
+        for (layer, _) in &layers {
+            blob::forget(&blob::partial(layout, layer.digest().as_ref())?);
+        }
+    }
+    result
 }
 
 /// Runs blocking work on the store where blocking is allowed.

@@ -110,14 +110,13 @@ impl<'a> Unpacker<'a> {
     /// Sets the folders' times; returns the bytes of all files.
     pub(super) fn finish(mut self) -> Result<u64> {
         for (path, times) in std::mem::take(&mut self.folders) {
-            let set = || -> io::Result<()> {
+            let mut set = || -> io::Result<()> {
                 let Some((parent, name)) = self.tree.parent_of(&path)? else {
                     let root = self.tree.folder(Path::new(""))?;
                     return Ok(utimensat(root, ".", &times, AtFlags::empty())?);
                 };
                 Ok(utimensat(parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
             };
-            let mut set = set;
             match set() {
                 // Replaced by a later entry.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -180,12 +179,11 @@ impl<'a> Unpacker<'a> {
         if kind != EntryType::Directory {
             return Err(ImageError::NotAFolder(shown.to_owned()));
         }
-        let set = || -> io::Result<()> {
+        let mut set = || -> io::Result<()> {
             let root = self.tree.folder(Path::new(""))?;
             let root = tree::open_folder(root, OsStr::new("."))?;
             self.describe(root.as_fd(), metadata)
         };
-        let mut set = set;
         set().map_err(|error| self.failed(shown, error))?;
         self.folders.push((PathBuf::new(), metadata.times.clone()));
         Ok(())

@@ -51,7 +51,7 @@ impl Tree {
         Ok(fd.as_fd())
     }
 
-    /// A file opened for reading its descriptor only, by a path whose parents may be links.
+    /// The folder that a path is in, which must be there, and the path's last part; `None` for the root.
     pub(super) fn parent_of(&mut self, path: &Path) -> io::Result<Option<(OwnedFd, OsString)>> {
         let Some(name) = path.file_name() else {
             return Ok(None);

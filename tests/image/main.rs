@@ -1,0 +1,10 @@
+//! The image store: what it takes in, what it refuses, and that refusing leaves nothing behind.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod archives;
+mod bearer;
+mod command;
+mod hostile;
+mod registry;
+mod rootfs;
+mod support;
