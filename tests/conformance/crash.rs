@@ -2,18 +2,9 @@
 
 use std::fs;
 
-use backendai_agent::runtime::{ContainerId, ContainerState};
+use backendai_agent::runtime::ContainerState;
 
 use crate::engine::TestEngine;
-
-/// The monitor of a container; its lock file tells.
-fn monitor(engine: &TestEngine, id: &ContainerId) -> i32 {
-    let lock = engine.path("run/containers").join(&id.0).join("lock");
-    fs::read_to_string(lock)
-        .expect("lock")
-        .parse()
-        .expect("pid")
-}
 
 fn kill(pid: i32) {
     let status = std::process::Command::new("/bin/busybox")
@@ -26,7 +17,7 @@ fn kill(pid: i32) {
 async fn a_container_dies_with_its_monitor_and_wait_says_so() {
     let engine = TestEngine::youki().await;
     let id = engine.launch(&engine.shell("sleep 1000")).await;
-    kill(monitor(&engine, &id));
+    kill(engine.monitor(&id));
     for _ in 0..2 {
         assert_eq!(engine.runtime.wait(&id).await.expect("wait").code, 137);
     }
@@ -51,7 +42,7 @@ async fn a_container_that_was_never_started_dies_with_its_monitor_too() {
         .expect("inspect")
         .pid
         .expect("pid");
-    kill(monitor(&engine, &id));
+    kill(engine.monitor(&id));
     assert_eq!(engine.runtime.wait(&id).await.expect("wait").code, 137);
     let state = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     assert!(state.is_empty() || state.contains("State:\tZ"), "{state}");
@@ -66,7 +57,7 @@ async fn a_container_whose_user_changed_dies_with_its_monitor_all_the_same() {
     // A change of user clears the signal that Linux would send at the monitor's death.
     let id = engine.launch(&engine.shell("echo ready; sleep 1000")).await;
     engine.until_logged(&id, "ready").await;
-    kill(monitor(&engine, &id));
+    kill(engine.monitor(&id));
     engine.runtime.remove(&id).await.expect("remove");
     engine.assert_nothing_left();
 }

@@ -105,6 +105,13 @@ impl TestEngine {
         self.dir.path().join(name)
     }
 
+    /// The monitor of a container; its lock file tells.
+    pub fn monitor(&self, id: &ContainerId) -> i32 {
+        let lock = self.path("run/containers").join(&id.0).join("lock");
+        let pid = fs::read_to_string(lock).expect("lock");
+        pid.parse().expect("pid")
+    }
+
     /// A container that runs a script.
     pub fn shell(&self, script: &str) -> ContainerSpec {
         let id = format!("{0}{0}", uuid::Uuid::new_v4().simple());

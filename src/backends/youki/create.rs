@@ -148,7 +148,7 @@ impl Inner {
             .arg(folder.path())
             .env_clear()
             .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
+            .stdout(self.watcher.try_clone()?)
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("starting the monitor: {error}"))?;

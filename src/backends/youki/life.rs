@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 
+use backendai_monitor::log;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -12,7 +13,7 @@ use super::record::{Exit, Folder, Init, Record};
 use super::{Inner, Youki};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Pid,
-    Result, RuntimeError, log,
+    Result, RuntimeError,
 };
 use crate::sys::pidfd::PidFd;
 
@@ -99,6 +100,10 @@ impl Inner {
             Ok(Answer::Pid(pid)) => Ok(pid),
             Ok(Answer::Invalid(text)) => Err(RuntimeError::Invalid(text).into()),
             Ok(Answer::Failed(text)) => Err(text.into()),
+            // Someone else's start came first, and the monitor answers no more.
+            Err(_) if folder.started() => {
+                Err(RuntimeError::Invalid(format!("container {id} was started before")).into())
+            }
             Err(error) => {
                 Err(format!("the monitor of container {id} does not answer: {error}").into())
             }

@@ -15,9 +15,11 @@ mod record;
 mod remove;
 mod rootfs;
 mod unified;
+mod watcher;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, ExitCode};
 use std::sync::{Arc, Mutex};
@@ -77,6 +79,8 @@ struct Inner {
     images: Arc<dyn RootfsSource>,
     /// This program, for monitors and helpers.
     program: ReadOnlyProgram,
+    /// The program that monitors become.
+    watcher: File,
     network: Network,
     /// Where `create` and `remove`, which run on threads of their own, wait for the network.
     tokio: Handle,
@@ -100,12 +104,16 @@ impl Youki {
                 error.into(),
             )
         })?;
+        let watcher = watcher::file().map_err(|error| {
+            engine_error("making the monitor's program".to_owned(), error.into())
+        })?;
         let network = Network::open(&config.run_dir, NetworkConfig::default())
             .map_err(|error| engine_error("opening the network".to_owned(), error.into()))?;
         let this = Self(Arc::new(Inner {
             config,
             images,
             program,
+            watcher,
             network,
             tokio: Handle::current(),
             monitors: Mutex::default(),
