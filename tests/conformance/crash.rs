@@ -134,3 +134,63 @@ async fn a_pid_that_is_another_processes_now_is_not_killed() {
     engine.runtime.remove(&id).await.expect("remove");
     engine.close().await;
 }
+
+#[tokio::test]
+async fn what_a_lost_run_folder_leaves_is_gone_at_the_next_open() {
+    let mut engine = TestEngine::youki().await;
+    let id = engine.launch(&engine.shell("sleep 1000")).await;
+    // A reboot empties the run folder and kills all; what containers wrote stays.
+    let lost = "e".repeat(64);
+    fs::create_dir_all(engine.path("state/containers").join(&lost).join("upper/a"))
+        .expect("folder");
+    // A create that was cut off before its folder had a name.
+    fs::create_dir(engine.path("run/containers").join(format!(".{lost}.0"))).expect("folder");
+    engine.reopen().await;
+    let names = |folder: &str| {
+        let entries = fs::read_dir(engine.path(folder)).expect("list");
+        let names = entries.map(|entry| entry.expect("entry").file_name());
+        names.map(|name| name.into_string().expect("UTF-8"))
+    };
+    for folder in ["run/containers", "state/containers"] {
+        assert_eq!(
+            names(folder).collect::<Vec<_>>(),
+            [id.0.as_str()],
+            "{folder}"
+        );
+    }
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn opening_an_engine_disturbs_no_create_that_goes_on() {
+    let engine = TestEngine::youki().await;
+    let specs: Vec<_> = (0..4).map(|_| engine.shell("sleep 1000")).collect();
+    let creates =
+        futures_util::future::join_all(specs.iter().map(|spec| engine.runtime.create(spec)));
+    let opens = async {
+        for _ in 0..20 {
+            engine.another().await;
+        }
+    };
+    let (created, ()) = tokio::join!(creates, opens);
+    for id in created {
+        let id = id.expect("create");
+        engine.runtime.start(&id).await.expect("start");
+    }
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn a_monitor_that_ends_by_itself_is_no_zombie() {
+    let engine = TestEngine::youki().await;
+    let id = engine.launch(&engine.shell("sleep 0.1")).await;
+    // Nobody waits for the container, nobody removes it.
+    let process = format!("/proc/{}", engine.monitor(&id));
+    for _ in 0..2000 {
+        if !fs::exists(&process).expect("proc") {
+            return engine.close().await;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("the monitor stays");
+}

@@ -100,6 +100,11 @@ impl TestEngine {
         };
     }
 
+    /// Opens the engine without a daemon once more on the same folders.
+    pub async fn another(&self) -> Arc<dyn ContainerRuntime> {
+        open(self.dir.path()).await
+    }
+
     /// A folder of this engine's own.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

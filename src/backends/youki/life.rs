@@ -54,7 +54,6 @@ impl Inner {
     fn end(&self, id: &ContainerId) -> Result<End, BoxError> {
         let (folder, record, init) = self.known(id)?;
         if let Some(exit) = folder.exit()? {
-            self.reap(&id.0);
             return Ok(End::Known(exit));
         }
         if let Some(monitor) = monitor_of(&folder)? {
@@ -69,7 +68,6 @@ impl Inner {
             pidfd_send_signal(&process, Signal::KILL).or_else(gone)?;
             return Ok(End::After(process));
         }
-        self.reap(&id.0);
         let oom_killed = Hierarchies::read()?.oom_killed(&record.cgroup);
         let exit = Exit {
             code: 137,
@@ -77,18 +75,6 @@ impl Inner {
         };
         folder.write("exit.json", &exit, true)?;
         Ok(End::Known(exit))
-    }
-
-    /// Takes the exit status of a monitor that this process started and that is about to end.
-    pub(super) fn reap(&self, id: &str) {
-        let child = self
-            .monitors
-            .lock()
-            .expect("no panic while held")
-            .remove(id);
-        if let Some(mut child) = child {
-            let _ = child.wait();
-        }
     }
 
     pub(super) fn start(&self, id: &ContainerId) -> Result<Pid, BoxError> {
