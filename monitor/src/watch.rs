@@ -155,6 +155,7 @@ mod tests {
     }
 
     /// Watches a shell script; gives `exit.json` and the log.
+    #[allow(clippy::zombie_processes, reason = "the watch waits for it")]
     fn end_of(script: &str, oom: &str) -> (String, String) {
         let dir = tempfile::tempdir().expect("temp dir");
         fs::write(dir.path().join("oom"), oom).expect("write");

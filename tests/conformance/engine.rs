@@ -105,6 +105,11 @@ impl TestEngine {
         open(self.dir.path()).await
     }
 
+    /// Opens it once more with another program as monitor and another folder as the image's root.
+    pub async fn broken(&self, monitor: &Path, root: &Path) -> Arc<dyn ContainerRuntime> {
+        open_with(self.dir.path(), monitor, root.to_owned()).await
+    }
+
     /// A folder of this engine's own.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -264,13 +269,20 @@ impl Drop for TestEngine {
     }
 }
 
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_backendai-agent");
+
 async fn open(dir: &Path) -> Arc<dyn ContainerRuntime> {
+    open_with(dir, Path::new(PROGRAM), dir.join("busybox")).await
+}
+
+async fn open_with(dir: &Path, monitor: &Path, root: PathBuf) -> Arc<dyn ContainerRuntime> {
     let config = EngineConfig {
         state_dir: dir.join("state"),
         run_dir: dir.join("run"),
-        monitor_exe: Some(env!("CARGO_BIN_EXE_backendai-agent").into()),
+        monitor_exe: Some(monitor.to_owned()),
     };
-    let images = Arc::new(Busybox(dir.join("busybox")));
+    let images = Arc::new(Busybox(root));
     Arc::new(
         Youki::open(config, images)
             .await

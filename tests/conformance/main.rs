@@ -6,6 +6,7 @@ mod contract;
 mod crash;
 mod engine;
 mod exec;
+mod failures;
 mod limits;
 mod linux;
 mod refused;
