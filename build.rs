@@ -2,7 +2,10 @@
 //!
 //! `BACKENDAI_KRUNNER_LAYER=<tar>` takes a layer that was built elsewhere instead.
 
-#![allow(clippy::disallowed_methods, reason = "cargo hands a build script its settings in the environment")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "cargo hands a build script its settings in the environment"
+)]
 
 #[path = "krunner-env/layer.rs"]
 mod layer;

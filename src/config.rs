@@ -391,7 +391,7 @@ impl Config {
         if !args.jail_arg.is_empty() {
             settings.jail_args.clone_from(&args.jail_arg);
         }
-        settings.give("region", args.region.clone());
+        settings.give("region", environment("BACKEND_REGION"));
         settings.deprecated();
         let common = settings.common();
         let config = Self {
@@ -480,6 +480,15 @@ fn read(path: &Path) -> Result<String, Complaints> {
         .map_err(|error| Complaints(vec![format!("--config {}: {error}", path.display())]))
 }
 
+/// A variable of the environment that no option shows.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is where the configuration is read"
+)]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// State and run folder: the system's for root, the user's own otherwise.
 fn standard_folders() -> (PathBuf, PathBuf) {
     let name = "backendai-agent";
@@ -490,9 +499,107 @@ fn standard_folders() -> (PathBuf, PathBuf) {
     if rustix::process::geteuid().is_root() {
         return system;
     }
-    let folder = |variable| std::env::var_os(variable).map(PathBuf::from);
+    let folder = |variable| environment(variable).map(PathBuf::from);
     let data = folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")));
     let state = data.map_or(system.0, |folder| folder.join(name));
     let run = folder("XDG_RUNTIME_DIR").map_or_else(|| state.join("run"), |dir| dir.join(name));
     (state, run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(args: &ServeArgs, file: &str) -> Result<Config, Complaints> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("agent.toml");
+        std::fs::write(&path, file).expect("a file");
+        let common = CommonOptions {
+            config: Some(path),
+            ..CommonOptions::default()
+        };
+        Config::load(args, &common)
+    }
+
+    #[test]
+    fn without_options_the_defaults_are_the_originals() {
+        let config = config(&ServeArgs::default(), "").expect("a configuration");
+        assert_eq!(config.front.etcd.address, "127.0.0.1:2379");
+        assert_eq!(config.front.etcd.namespace, "local");
+        assert_eq!(config.front.agent_port, 6001);
+        assert_eq!(config.kernel.ports, 30000..=31000);
+        assert_eq!(
+            config.kernel.scratch_root,
+            Path::new("/var/cache/scratches")
+        );
+        assert_eq!(config.kernel.sandbox, Sandbox::Docker);
+        assert_eq!(
+            (config.log.file_count, config.log.file_bytes),
+            (10, 10 << 20)
+        );
+        assert_eq!(config.on_sigterm, OnSigterm::Destroy);
+        assert!(!config.log.debug && !config.kernel.keep_dead && !config.kernel.scratch_in_memory);
+    }
+
+    #[test]
+    fn the_file_speaks_in_the_options_names() {
+        let file = r#"
+            namespace = "prod"
+            agent-port = 7001
+            debug = true
+            log-file-size = 0.5
+            jail-arg = [" -x", "y "]
+            on-sigterm = "keep"
+            metrics-addr = "127.0.0.1:9100"
+        "#;
+        let config = config(&ServeArgs::default(), file).expect("a configuration");
+        assert_eq!(config.front.etcd.namespace, "prod");
+        assert_eq!(config.front.agent_port, 7001);
+        assert!(config.log.debug);
+        assert_eq!(config.log.file_bytes, 512 << 10);
+        assert_eq!(config.kernel.jail_args, ["-x", "y"]);
+        assert_eq!(config.on_sigterm, OnSigterm::Keep);
+        assert_eq!(config.metrics, "127.0.0.1:9100".parse().ok());
+    }
+
+    #[test]
+    fn options_win_over_the_file() {
+        let args = ServeArgs {
+            agent_port: Some("8001".to_owned()),
+            debug: Some("no".to_owned()),
+            jail_arg: vec!["z".to_owned()],
+            ..ServeArgs::default()
+        };
+        let file = "agent-port = 7001\ndebug = true\njail-arg = [\"y\"]\n";
+        let config = config(&args, file).expect("a configuration");
+        assert_eq!(config.front.agent_port, 8001);
+        assert!(!config.log.debug);
+        assert_eq!(config.kernel.jail_args, ["z"]);
+    }
+
+    #[test]
+    fn port_ranges_are_two_ports_in_order() {
+        assert_eq!(port_range("30000-31000"), Some(30000..=31000));
+        for bad in [
+            "", "1", "0-5", "5-5", "6-5", "1-65536", "a-b", "1-2-3", "-1-5",
+        ] {
+            assert_eq!(port_range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_password_of_etcd_is_not_in_the_logs() {
+        let args = ServeArgs {
+            etcd_password: Some("hush-hush".to_owned()),
+            ..ServeArgs::default()
+        };
+        let config = config(&args, "").expect("a configuration");
+        assert!(!format!("{config:?}").contains("hush-hush"));
+    }
+
+    #[test]
+    fn users_are_found_by_name() {
+        assert_eq!(user_id("root"), Some(0));
+        assert_eq!(user_id("no-such-user-here"), None);
+    }
 }

@@ -291,3 +291,169 @@ fn subnets_that_the_host_uses_are_left_alone() {
         network.detach("one").await.unwrap();
     });
 }
+
+#[test]
+fn a_second_attach_of_a_container_is_refused_and_leaves_the_first_alone() {
+    on_host(async |run| {
+        let network = open(run);
+        let at = network
+            .attach("one", &[binding(30000, 2000)])
+            .await
+            .unwrap();
+        let refused = network.attach("one", &[]).await;
+        assert!(matches!(refused, Err(NetworkError::Connected(_))));
+        serve(at.netns.clone(), 2000, "still");
+        assert_eq!(ask("127.0.0.1:30000"), "still");
+        for id in ["", "../one", "."] {
+            let refused = network.attach(id, &[]).await;
+            assert!(matches!(refused, Err(NetworkError::InvalidId(_))), "{id:?}");
+        }
+        network.teardown().await.unwrap();
+        assert_nothing_left(run);
+    });
+}
+
+#[test]
+fn an_address_that_is_used_again_is_reached_at_once() {
+    on_host(async |run| {
+        let network = open(run);
+        network.attach("stays", &[]).await.unwrap();
+        let first = network
+            .attach("first", &[binding(30000, 2000)])
+            .await
+            .unwrap();
+        serve(first.netns.clone(), 2000, "first");
+        assert_eq!(ask("127.0.0.1:30000"), "first");
+        let neighbours = sh("ip neighbour");
+        network.detach("first").await.unwrap();
+        let second = network
+            .attach("second", &[binding(30000, 2000)])
+            .await
+            .unwrap();
+        assert_eq!(first.address, second.address);
+        let enter = format!("nsenter --net={}", second.netns.display());
+        let known = neighbours
+            .lines()
+            .find(|line| line.starts_with(&format!("{} ", first.address)))
+            .unwrap();
+        let hardware = known.split_whitespace().nth(4).unwrap();
+        let link = sh(&format!("{enter} ip -o link show eth0"));
+        assert!(link.contains(hardware), "{link} {known}");
+        serve(second.netns.clone(), 2000, "second");
+        assert_eq!(ask("127.0.0.1:30000"), "second");
+        network.teardown().await.unwrap();
+        assert_nothing_left(run);
+    });
+}
+
+#[test]
+fn single_rules_that_were_lost_come_back_and_whole_tables_are_not_touched() {
+    on_host(async |run| {
+        let network = open(run);
+        let at = network
+            .attach("one", &[binding(30000, 2000)])
+            .await
+            .unwrap();
+        network
+            .attach("two", &[binding(30001, 2000)])
+            .await
+            .unwrap();
+        serve(at.netns.clone(), 2000, "back");
+        // Handles tell a table from a later one of the same text.
+        let before = sh("nft -a list ruleset");
+        network.ensure().await.unwrap();
+        assert_eq!(sh("nft -a list ruleset"), before);
+        let table = sh("nft list tables").trim().replace("table ", "");
+        sh(&format!("nft delete element {table} ports '{{ 30000 }}'"));
+        assert_eq!(ask("127.0.0.1:30000"), "");
+        network.ensure().await.unwrap();
+        assert_eq!(ask("127.0.0.1:30000"), "back");
+        sh(&format!("nft flush chain {table} output"));
+        assert_eq!(ask("127.0.0.1:30000"), "");
+        network.ensure().await.unwrap();
+        assert_eq!(ask("127.0.0.1:30000"), "back");
+        network.teardown().await.unwrap();
+        assert_nothing_left(run);
+    });
+}
+
+#[test]
+fn a_packet_filter_that_comes_later_and_goes_earlier_cuts_nobody_off() {
+    on_host(async |run| {
+        let network = open(run);
+        let outside = outside(run);
+        let at = network
+            .attach("one", &[binding(30000, 2000)])
+            .await
+            .unwrap();
+        serve(at.netns.clone(), 2000, "through");
+        // As iptables makes them for dockerd.
+        sh("iptables-nft -N DOCKER-USER; iptables-nft -A DOCKER-USER -j RETURN
+            iptables-nft -N DOCKER; iptables-nft -A DOCKER -d 10.9.9.9 ! -i d0 -p tcp -m tcp --dport 80 -m addrtype --dst-type LOCAL -j ACCEPT
+            iptables-nft -I FORWARD -j DOCKER-USER; iptables-nft -P FORWARD DROP");
+        assert_eq!(ask_from(outside.clone(), "192.0.2.1:30000"), "");
+        network.ensure().await.unwrap();
+        assert_eq!(ask_from(outside.clone(), "192.0.2.1:30000"), "through");
+        let rules = sh("nft list ruleset");
+        network.ensure().await.unwrap();
+        assert_eq!(sh("nft list ruleset"), rules, "a rule is there twice");
+        // The reason for the rule goes; the rule must nevertheless.
+        sh("iptables-nft -P FORWARD ACCEPT");
+        network.detach("one").await.unwrap();
+        let left = sh("nft list ruleset");
+        assert!(!left.contains("backendai"), "{left}");
+        netns::remove(&outside).unwrap();
+    });
+}
+
+#[test]
+fn from_outside_only_forwarded_ports_are_reached() {
+    on_host(async |run| {
+        let network = open(run);
+        let outside = outside(run);
+        let at = network
+            .attach("one", &[binding(30000, 2000)])
+            .await
+            .unwrap();
+        serve(at.netns.clone(), 2000, "inside");
+        let enter = format!("nsenter --net={}", outside.display());
+        sh(&format!(
+            "{enter} ip route add {}/32 via 192.0.2.1",
+            at.address
+        ));
+        let direct: &'static str = format!("{}:2000", at.address).leak();
+        assert_eq!(ask(direct), "inside");
+        assert_eq!(ask_from(outside.clone(), "192.0.2.1:30000"), "inside");
+        assert_eq!(ask_from(outside.clone(), direct), "");
+        network.detach("one").await.unwrap();
+        netns::remove(&outside).unwrap();
+    });
+}
+
+#[test]
+fn a_container_does_not_reach_services_on_the_hosts_loopback() {
+    on_host(async |run| {
+        let network = open(run);
+        let at = network.attach("one", &[]).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.5:9000").unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming().take(1) {
+                let _ = stream.unwrap().write_all(b"secret");
+            }
+        });
+        // A container that does all it can to send there.
+        let enter = format!("nsenter --net={}", at.netns.display());
+        sh(&format!(
+            "{enter} sh -c 'for f in all eth0; do echo 1 > /proc/sys/net/ipv4/conf/$f/route_localnet; done'
+             {enter} ip route flush table local match 127.0.0.0/8
+             {enter} ip route add 127.0.0.5/32 via {} src {}",
+            at.gateway, at.address
+        ));
+        assert_eq!(ask_from(at.netns.clone(), "127.0.0.5:9000"), "");
+        // It is the guard that stops it.
+        let table = sh("nft list tables").trim().replace("table ", "");
+        sh(&format!("nft flush chain {table} guard"));
+        assert_eq!(ask_from(at.netns.clone(), "127.0.0.5:9000"), "secret");
+        network.detach("one").await.unwrap();
+    });
+}

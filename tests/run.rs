@@ -17,13 +17,13 @@ struct Screen(Arc<Mutex<Vec<u8>>>);
 
 impl Screen {
     fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).expect("text")
+        String::from_utf8(self.0.lock().expect("no panic while held").clone()).expect("text")
     }
 }
 
 impl Write for Screen {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(data)
+        self.0.lock().expect("no panic while held").write(data)
     }
 
     fn flush(&mut self) -> io::Result<()> {

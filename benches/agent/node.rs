@@ -7,8 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use backendai_agent::agent::request::KernelId;
+use backendai_agent::backends::{self, EngineConfig, RuntimeKind};
+use backendai_agent::stats::{StatsCollector, Target};
 use rmpv::Value;
-use zmtp::net::{NetConfig, PullSocket};
+use zmtp::net::{AsyncPull, NetConfig};
 
 use super::report::Series;
 use super::rpc::{Rpc, map};
@@ -32,7 +35,7 @@ pub struct Node {
     agent_port: u16,
     etcd_port: u16,
     image: (String, Value),
-    events: PullSocket,
+    events: AsyncPull,
     agent: Option<Guard>,
     _services: Vec<Guard>,
 }
@@ -74,7 +77,7 @@ impl Node {
                 "no",
             ]),
         )?;
-        let events = PullSocket::bind("127.0.0.1:0", NetConfig::default()).await?;
+        let events = AsyncPull::bind("127.0.0.1:0", NetConfig::default()).await?;
         let event_port = events.local_addr().context("bound")?.port();
         wait_for("etcd", || {
             std::net::TcpStream::connect(("127.0.0.1", etcd_port)).is_ok()
@@ -260,7 +263,34 @@ impl Node {
 
     /// How long one sweep over all kernels' counters takes, as the agent's own library does it.
     pub async fn stats_sweep(&self) -> Result<Series> {
-        super::peers::stats_sweep(&self.folder).await
+        let config = EngineConfig {
+            state_dir: self.folder.join("state"),
+            run_dir: self.folder.join("run"),
+            monitor_exe: Some(agent()),
+        };
+        let engine = backends::open(RuntimeKind::Youki, config).await?;
+        let containers = engine.runtime.list().await?;
+        let targets: Vec<Target> = containers
+            .into_iter()
+            .filter_map(|container| {
+                let kernel = KernelId::parse(&container.id.0).ok()?;
+                Some(Target {
+                    kernel,
+                    cgroup: container.cgroup?,
+                    pid: container.pid,
+                    interface: "eth".into(),
+                })
+            })
+            .collect();
+        ensure!(!targets.is_empty(), "no containers to sample");
+        let mut collector = StatsCollector::default();
+        let mut series = Series::ms("stats_sweep_100");
+        for _ in 0..20 {
+            let begin = Instant::now();
+            collector.sweep(&targets, begin);
+            series.push_ms(begin.elapsed());
+        }
+        Ok(series)
     }
 }
 

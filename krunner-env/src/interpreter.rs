@@ -220,6 +220,13 @@ impl Interpreter {
         }
     }
 
+    /// Makes the interpreter notice an interrupt that met it on the way into a system call.
+    pub(crate) fn nudge(&self) {
+        if self.exit.is_none() {
+            process::signal(self.pid, libc::SIGURG);
+        }
+    }
+
     /// Sends a signal to the interpreter and all that it has started.
     pub(crate) fn signal(&self, signal: i32) {
         process::signal_group(self.pid, signal, self.exit.is_some());

@@ -29,6 +29,7 @@ use crate::resource::alloc::Allocator;
 use crate::resource::device::ComputeDevice;
 use crate::resource::port::PortPool;
 use crate::runtime::{ContainerRuntime, ImageStore};
+use crate::stats::StatsCollector;
 
 /// How long the node's tasks may take to end after they were told to.
 const GRACE: Duration = Duration::from_secs(10);
@@ -60,6 +61,8 @@ pub struct AgentConfig {
     pub images: Arc<dyn ImageStore>,
     /// The way to runners.
     pub connect: Arc<dyn Connect>,
+    /// What samples the kernels.
+    pub stats: StatsCollector,
     /// Where events go.
     pub events: EventSender,
 }
@@ -75,7 +78,6 @@ pub struct Agent {
 #[derive(Debug, Default)]
 struct Known {
     images: Mutex<Vec<(String, String)>>,
-    cpu_pct: Mutex<f64>,
 }
 
 impl Agent {
@@ -117,7 +119,7 @@ fn parts(config: AgentConfig) -> Parts {
         connect: config.connect,
         events: config.events,
         registry: Registry::default(),
-        stats: StatsBook::default(),
+        stats: StatsBook::new(config.stats),
         tracker: TaskTracker::new(),
         stop: CancellationToken::new(),
     }
@@ -143,11 +145,11 @@ impl Node for Agent {
     }
 
     fn stats(&self) -> NodeStats {
-        let kernels = self.parts.stats.all();
+        let sweep = self.parts.stats.newest();
         NodeStats {
-            cpu_pct: *self.known.cpu_pct.lock().expect("no panic while held"),
-            mem_cur_bytes: kernels.iter().map(|(_, stats)| stats.mem_cur_bytes).sum(),
-            kernels,
+            cpu_pct: sweep.cpu_pct,
+            mem_cur_bytes: sweep.mem_cur_bytes,
+            kernels: sweep.kernels.into_iter().collect(),
         }
     }
 

@@ -123,7 +123,7 @@ async fn take_back(
         resource,
         labels: info.labels.clone(),
     };
-    let live = Live::new(parts, kernel, info.id.clone(), info.pid, scratch, ports);
+    let live = Live::new(parts, kernel, info, scratch, ports);
     let container = Container { live, ports: lease };
     KernelHandle::adopt(parts, kernel.clone(), held, container)
 }

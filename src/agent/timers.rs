@@ -5,11 +5,13 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::{Agent, AgentError, recovery};
+use crate::kernel::KernelHandle;
 
 /// Label that makes an image a kernel's.
 const KERNELSPEC: &str = "ai.backend.kernelspec";
 
 const IMAGES: Duration = Duration::from_secs(60);
+const STATS: Duration = Duration::from_secs(1);
 const RECONCILE: Duration = Duration::from_secs(10);
 
 impl Agent {
@@ -23,6 +25,20 @@ impl Agent {
         self.parts.tracker.spawn(async move {
             stopped.run_until_cancelled(agent.keep_reconciled()).await;
         });
+        let (agent, stopped) = (self.clone(), stop.clone());
+        self.parts.tracker.spawn(async move {
+            stopped.run_until_cancelled(agent.keep_stats()).await;
+        });
+    }
+
+    async fn keep_stats(&self) {
+        let mut ticks = ticks(STATS);
+        loop {
+            ticks.tick().await;
+            let kernels = self.parts.registry.all();
+            let living = kernels.iter().filter_map(KernelHandle::running).collect();
+            self.parts.stats.sweep(living).await;
+        }
     }
 
     async fn keep_images(&self) {

@@ -8,6 +8,15 @@ use std::sync::Arc;
 
 use crate::runtime::{ContainerRuntime, ImageStore};
 
+/// The container engines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeKind {
+    /// libcontainer in a small monitor process for each container; no daemon.
+    #[default]
+    Youki,
+}
+
 /// Where an engine keeps its things and how it starts its helpers.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -26,4 +35,23 @@ pub struct Engine {
     pub runtime: Arc<dyn ContainerRuntime>,
     /// Its images.
     pub images: Arc<dyn ImageStore>,
+}
+
+/// Opens an engine.
+///
+/// # Errors
+/// When it cannot serve; the text says what it lacks.
+pub async fn open(kind: RuntimeKind, config: EngineConfig) -> crate::runtime::Result<Engine> {
+    match kind {
+        #[cfg(feature = "youki")]
+        RuntimeKind::Youki => {
+            let images = crate::image::Store::open(&config.state_dir)?;
+            let source: Arc<dyn youki::RootfsSource> = Arc::new(Arc::clone(&images));
+            let runtime = youki::Youki::open(config, source).await?;
+            Ok(Engine {
+                runtime: Arc::new(runtime),
+                images,
+            })
+        }
+    }
 }

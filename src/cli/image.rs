@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::CommonArgs;
-use crate::image::{ImportOptions, Store};
-use crate::runtime::{ImageInfo, ImageStore as _};
+use crate::image::{ImportOptions, Platform, PullOptions, Store};
+use crate::runtime::{ImageInfo, ImageStore as _, RegistryAuth};
 
 /// Manage images.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,18 +23,22 @@ pub struct ImageArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum ImageCommand {
-    /// Make an image out of a root file system's tar
+    /// Make an image out of a root file system's tar, a `docker save` archive, or an OCI archive or folder
     Import(Box<ImportArgs>),
+    /// Fetch an image from its registry
+    Pull(PullArgs),
     /// List the images
     Ls(ListArgs),
+    /// Remove images by name or id
+    Rm(RemoveArgs),
 }
 
 #[derive(Clone, Debug, clap::Args)]
 struct ImportArgs {
-    /// Archive (plain, gzip or zstd), or - for standard input
+    /// Archive (plain, gzip or zstd), OCI folder, or - for standard input
     path: PathBuf,
-    /// Name of the image, [registry/]repository[:tag]
-    name: String,
+    /// Name of the image, [registry/]repository[:tag]; may be absent when the archive has one
+    name: Option<String>,
     /// Label of the image
     #[arg(long, value_name = "K=V", value_parser = pair)]
     label: Vec<(String, String)>,
@@ -58,7 +63,38 @@ struct ImportArgs {
 }
 
 #[derive(Clone, Debug, clap::Args)]
+struct PullArgs {
+    /// Name of the image, [registry/]repository[:tag][@sha256:…]
+    name: String,
+    /// User name at the registry [default: what docker login left]
+    #[arg(long, requires = "password_stdin")]
+    username: Option<String>,
+    /// Read the password or token from standard input
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+    /// Talk to the registry without TLS; on loopback that is always so
+    #[arg(long)]
+    plain_http: bool,
+    /// Platform to choose where the registry has several [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, clap::Args)]
 struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct RemoveArgs {
+    /// Names, or ids such as sha256:…
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -74,7 +110,9 @@ pub async fn main(args: ImageArgs, common: CommonArgs) -> anyhow::Result<ExitCod
     let store = store.with_context(|| format!("image store in {}", common.state_dir.display()))?;
     match args.command {
         ImageCommand::Import(args) => import(store, *args).await?,
+        ImageCommand::Pull(args) => pull(&store, args).await?,
         ImageCommand::Ls(args) => list(&store, &args).await?,
+        ImageCommand::Rm(args) => remove(store, args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -82,19 +120,74 @@ pub async fn main(args: ImageArgs, common: CommonArgs) -> anyhow::Result<ExitCod
 async fn import(store: Arc<Store>, args: ImportArgs) -> anyhow::Result<()> {
     let options = ImportOptions {
         labels: args.label.into_iter().collect(),
-        env: args.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        env: args
+            .env
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect(),
         command: args.cmd,
         workdir: args.workdir,
         user: args.user,
         architecture: args.arch,
     };
-    let image = blocking(move || store.import(&args.path, &args.name, &options)).await??;
+    let import = move || store.import(&args.path, args.name.as_deref(), &options);
+    let images = blocking(import).await??;
+    for image in &images {
+        print(image, args.json);
+    }
+    Ok(())
+}
+
+async fn pull(store: &Store, args: PullArgs) -> anyhow::Result<()> {
+    let auth = match args.username {
+        Some(username) => {
+            let password = blocking(|| std::io::read_to_string(std::io::stdin())).await?;
+            let password = password.context("cannot read the password from standard input")?;
+            let password = password.trim_end_matches(['\r', '\n']).to_owned();
+            Some(RegistryAuth { username, password })
+        }
+        None => None,
+    };
+    let options = PullOptions {
+        auth,
+        plain_http: args.plain_http,
+        platform: args.platform.unwrap_or_default(),
+        progress: progress()?,
+    };
+    let pulled = store.pull_with(&args.name, &options).await;
+    options.progress.finish_and_clear();
+    print(&pulled?, args.json);
+    Ok(())
+}
+
+/// A bar on standard error; nothing where that is no terminal.
+fn progress() -> anyhow::Result<ProgressBar> {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let template = "{bar:40} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
+    bar.set_style(ProgressStyle::with_template(template)?);
+    Ok(bar)
+}
+
+async fn remove(store: Arc<Store>, args: RemoveArgs) -> anyhow::Result<()> {
+    let mut removed = Vec::new();
+    for image in args.images {
+        let store = store.clone();
+        let name = image.clone();
+        blocking(move || store.remove(&name, &[])).await??;
+        removed.push(image);
+    }
     if args.json {
-        println!("{}", to_json(&image));
+        println!("{}", json!({ "removed": removed }));
+    }
+    Ok(())
+}
+
+fn print(image: &ImageInfo, json: bool) {
+    if json {
+        println!("{}", to_json(image));
     } else {
         println!("{} {}", image.id, image.names.join(" "));
     }
-    Ok(())
 }
 
 async fn list(store: &Store, args: &ListArgs) -> anyhow::Result<()> {
@@ -108,10 +201,18 @@ async fn list(store: &Store, args: &ListArgs) -> anyhow::Result<()> {
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["NAME", "ID", "ARCH", "SIZE"]);
     for image in &images {
-        let id = image.id.trim_start_matches("sha256:").get(..12).unwrap_or("");
+        let id = image
+            .id
+            .trim_start_matches("sha256:")
+            .get(..12)
+            .unwrap_or("");
         let size = format!("{:.1} MiB", mebibytes(image.size));
         let none = ["<none>".to_owned()];
-        let names = if image.names.is_empty() { &none } else { image.names.as_slice() };
+        let names = if image.names.is_empty() {
+            &none
+        } else {
+            image.names.as_slice()
+        };
         for name in names {
             table.add_row([name, id, &image.architecture, &size]);
         }

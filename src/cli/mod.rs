@@ -2,14 +2,16 @@
 
 pub mod daemon;
 pub mod image;
+mod node;
 pub mod run;
 pub mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
+pub use crate::backends::RuntimeKind;
 use crate::config::{Complaints, Settings};
 
 /// A node agent for Backend.AI: runs computing sessions in OCI containers.
@@ -41,15 +43,6 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// Import, pull, list and remove images of engines without a store of their own.
     Image(image::ImageArgs),
-}
-
-/// The container engines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RuntimeKind {
-    /// libcontainer in a small monitor process for each container; no daemon.
-    #[default]
-    Youki,
 }
 
 /// Options that every subcommand takes, as they are given.

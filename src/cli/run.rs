@@ -18,8 +18,9 @@ use tokio_util::task::TaskTracker;
 use self::job::{Job, Stop};
 use self::session::Session;
 use self::terminal::Terminal;
-use super::CommonArgs;
+use super::{CommonArgs, node};
 use crate::kernel::runner::link::Connect;
+use crate::kernel::runner::zmq::ZmqConnect;
 use crate::runtime::{ContainerRuntime, ImageStore};
 
 /// Run code in a new kernel.
@@ -135,6 +136,14 @@ fn listen(stops: mpsc::Sender<Stop>) -> std::io::Result<impl Future<Output = ()>
     })
 }
 
-async fn open(_common: &CommonArgs) -> anyhow::Result<Place> {
-    anyhow::bail!("this build has no container engine")
+async fn open(common: &CommonArgs) -> anyhow::Result<Place> {
+    let engine = node::open_engine(common).await?;
+    Ok(Place {
+        runtime: engine.runtime,
+        images: engine.images,
+        connect: Arc::new(ZmqConnect),
+        krunner: node::krunner(&common.state_dir).await?,
+        // Not in the run folder, which is usually memory: the code may write much.
+        folder: common.state_dir.join("runs"),
+    })
 }

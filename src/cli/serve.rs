@@ -1,7 +1,6 @@
 //! `backendai-agent serve`: its options, and how the daemon is put together.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -9,11 +8,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::CommonOptions;
-use super::daemon::{self, Place, Stop};
-use crate::agent::event::EventSender;
+use super::daemon::{self, Stop};
+use super::node;
 use crate::config::Config;
 use crate::logging;
-use crate::manager::Node;
 use crate::manager::identity::Sources;
 
 /// Options of `serve`, as they are given; [`Config`](crate::config::Config) judges them.
@@ -122,9 +120,6 @@ pub struct ServeArgs {
         env = "BACKEND_VERBOSE"
     )]
     pub verbose: Option<String>,
-    /// Region reported to the manager; no option, only the environment.
-    #[arg(skip = std::env::var("BACKEND_REGION").ok())]
-    pub region: Option<String>,
 }
 
 impl ServeArgs {
@@ -168,18 +163,6 @@ impl ServeArgs {
     }
 }
 
-/// Builds the node behind the manager's front-end.
-///
-/// # Errors
-/// Whatever keeps the node from working; the daemon then ends with status 1.
-async fn build_node(
-    _config: Config,
-    _place: Place,
-    _events: EventSender,
-) -> anyhow::Result<Arc<dyn Node>> {
-    anyhow::bail!("this build has no container engine")
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -195,7 +178,7 @@ pub async fn main(args: ServeArgs, common: &CommonOptions) -> anyhow::Result<Exi
     let listening = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(listening.clone().run_until_cancelled_owned(listen(sender)?));
-    let ended = Box::pin(daemon::run(config, Sources::default(), build_node, stops)).await;
+    let ended = Box::pin(daemon::run(config, Sources::default(), node::build, stops)).await;
     listening.cancel();
     ended.map(|()| ExitCode::SUCCESS)
 }

@@ -93,7 +93,9 @@ pub enum ImageError {
         found: String,
     },
     /// A layer's content is not what the image's config says.
-    #[error("{what} unpacks to {found}, not to the {expected} of its config; it is damaged or forged")]
+    #[error(
+        "{what} unpacks to {found}, not to the {expected} of its config; it is damaged or forged"
+    )]
     WrongDiffId {
         /// The layer.
         what: String,
@@ -102,6 +104,11 @@ pub enum ImageError {
         /// Digest of the layer's tar.
         found: String,
     },
+    /// Labels, environment and the like are for a root file system's tar only.
+    #[error(
+        "{0} is a whole image with its own config; import it without labels, environment, command and the like"
+    )]
+    Inapplicable(String),
     /// The archive ends in the middle.
     #[error("{0} ends too early; it is cut off")]
     Truncated(String),
@@ -121,9 +128,6 @@ pub enum ImageError {
         /// The format.
         why: String,
     },
-    /// Plain HTTP to another machine was not asked for.
-    #[error("{0} would be pulled without encryption; ask for it with --plain-http")]
-    PlainHttp(String),
     /// The registry has no such image.
     #[error("the registry has no image {0}; check its name and tag")]
     NotInRegistry(String),
@@ -146,7 +150,7 @@ pub enum ImageError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The file system said no.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}")]
     Io {
         /// What was being done, with the path.
         action: String,
@@ -186,10 +190,10 @@ impl From<ImageError> for RuntimeError {
                 engine: "the image registry",
                 source: Box::new(error),
             },
-            ImageError::Io { ref action, .. } => Self::Engine {
+            ImageError::Io { action, source } => Self::Engine {
                 engine: "the image store",
-                action: action.clone(),
-                source: Box::new(error),
+                action,
+                source: Box::new(source),
             },
             other => Self::Invalid(other.to_string()),
         }

@@ -1,19 +1,20 @@
 //! Images out of files: a root file system's tar here, archives and folders of whole images in `archive`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use oci_spec::image::{
-    Arch, ConfigBuilder, Descriptor, ImageConfiguration, ImageConfigurationBuilder,
-    ImageManifestBuilder, MediaType, Os, RootFsBuilder,
-};
-use sha2::{Digest, Sha256};
+use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType};
+use serde_json::{Value, json};
 
-use super::compression::{Compression, peek};
+use super::archive::{self, Members};
+use super::compression::{Compression, decompress, peek};
 use super::error::{ImageError, Result};
 use super::layout::{Layout, Work};
+use super::platform::Platform;
 use super::reference::ImageRef;
+use super::unpack::broken;
 use super::{Added, architecture};
 use crate::runtime::LabelMap;
 
@@ -34,8 +35,49 @@ pub struct ImportOptions {
     pub architecture: Option<String>,
 }
 
-/// The archive's bytes: a file, or standard input for `-`.
-pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>> {
+/// Imports a file, folder or (`-`) standard input, whatever it holds.
+pub(crate) fn import(
+    layout: &Layout,
+    work: &Work,
+    path: &Path,
+    name: Option<&ImageRef>,
+    options: &ImportOptions,
+) -> Result<Vec<Added>> {
+    let what = path.display().to_string();
+    let whole = |members: &Members| {
+        if *options != ImportOptions::default() {
+            return Err(ImageError::Inapplicable(what.clone()));
+        }
+        archive::import(layout, work, &what, members, name, &Platform::default())
+    };
+    if path.is_dir() {
+        return whole(&Members::Folder(path.to_owned()));
+    }
+    let (compression, source) = decompress(open(path)?).map_err(|error| broken(&what, error))?;
+    let (start, source) = peek(source).map_err(|error| broken(&what, error))?;
+    let mut source: Box<dyn Read> = Box::new(source);
+    if may_hold_images(&start) {
+        let plain = compression == Compression::None && path != Path::new("-");
+        let file = if plain {
+            File::open(path).map_err(ImageError::io(format!("open {what}")))?
+        } else {
+            spool(layout, &what, source)?
+        };
+        let again = file
+            .try_clone()
+            .map_err(ImageError::io(format!("read {what}")))?;
+        let members = Members::of_tar(&what, file)?;
+        if members.holds_images() {
+            return whole(&members);
+        }
+        source = rewound(again).map_err(ImageError::io(format!("read {what}")))?;
+    }
+    let name = name
+        .ok_or_else(|| ImageError::malformed(&what, "a root file system has no name; give one"))?;
+    Ok(vec![rootfs(layout, work, &what, source, name, options)?])
+}
+
+fn open(path: &Path) -> Result<Box<dyn Read>> {
     if path == Path::new("-") {
         return Ok(Box::new(io::stdin().lock()));
     }
@@ -43,8 +85,61 @@ pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>> {
     Ok(Box::new(file))
 }
 
-/// Makes an image of one layer out of a root file system's tar.
-pub(crate) fn rootfs(
+fn rewound(mut file: File) -> io::Result<Box<dyn Read>> {
+    file.seek(SeekFrom::Start(0))?;
+    Ok(Box::new(file))
+}
+
+/// Whether the first header of a tar may be that of an archive of images; the rest of it decides.
+fn may_hold_images(start: &[u8]) -> bool {
+    let name = start.get(..100).unwrap_or(start);
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = name.strip_prefix(b"./").unwrap_or(name);
+    let first = name.split(|byte| *byte == b'/').next().unwrap_or_default();
+    let stem = first
+        .strip_suffix(b".json")
+        .or(first.strip_suffix(b".tar"))
+        .unwrap_or(first);
+    let metadata = start.get(156).is_some_and(|kind| b"gxLK".contains(kind));
+    let names: [&[u8]; 6] = [
+        b"",
+        b"blobs",
+        b"oci-layout",
+        b"index.json",
+        b"manifest.json",
+        b"repositories",
+    ];
+    let digest = stem.len() == 64 && stem.iter().all(u8::is_ascii_hexdigit);
+    // `./` is how both kinds begin when they were packed by hand.
+    metadata || digest || names.contains(&first)
+}
+
+/// An uncompressed copy on disk, without a name: archives of images are read out of order.
+fn spool(layout: &Layout, what: &str, source: impl Read) -> Result<File> {
+    let temporary = layout.temporary();
+    let failed = || ImageError::io(format!("copy {what} to {}", temporary.path().display()));
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(temporary.path())
+        .map_err(failed())?;
+    let limit = layout.limits().bytes;
+    let copied =
+        io::copy(&mut source.take(limit), &mut file).map_err(|error| broken(what, error))?;
+    if copied == limit {
+        return Err(ImageError::TooManyBytes {
+            what: what.to_owned(),
+            limit,
+        });
+    }
+    file.seek(SeekFrom::Start(0)).map_err(failed())?;
+    Ok(file)
+}
+
+/// Makes an image of one layer out of a root file system's tar. The layer is named by the plain tar, so that the
+/// same tar makes the same image however it is compressed.
+fn rootfs(
     layout: &Layout,
     work: &Work,
     what: &str,
@@ -52,30 +147,35 @@ pub(crate) fn rootfs(
     name: &ImageRef,
     options: &ImportOptions,
 ) -> Result<Added> {
-    let (start, source) = peek(source).map_err(ImageError::io(format!("read {what}")))?;
-    let mut source = Digesting::new(source);
-    let unpacked = layout.add_layer(work, what, &mut source, None)?;
-    // What follows a compressed stream's end belongs to the blob all the same.
-    io::copy(&mut source, &mut io::sink()).map_err(ImageError::io(format!("read {what}")))?;
-    let media_type = match Compression::of(&start) {
-        Compression::None => MediaType::ImageLayer,
-        Compression::Gzip => MediaType::ImageLayerGzip,
-        Compression::Zstd => MediaType::ImageLayerZstd,
-    };
-    let (digest, size) = source.finish();
-    let layer = Descriptor::new(media_type, size, digest);
+    let unpacked = layout.add_layer(work, what, source, None)?;
+    let layer = Descriptor::new(
+        MediaType::ImageLayer,
+        unpacked.tar_size,
+        parsed(&unpacked.diff_id),
+    );
     let config = config(options, &unpacked.diff_id);
     let config = serde_json::to_vec(&config).expect("an image config is plain data");
-    let config_digest = layout.write_blob(work, &config)?;
+    manifest_of(layout, work, &config, vec![layer], vec![name.to_string()])
+}
+
+/// Stores a config and a manifest made for it.
+pub(crate) fn manifest_of(
+    layout: &Layout,
+    work: &Work,
+    config: &[u8],
+    layers: Vec<Descriptor>,
+    names: Vec<String>,
+) -> Result<Added> {
+    let digest = parsed(&layout.write_blob(work, config)?);
     let manifest = ImageManifestBuilder::default()
         .schema_version(2_u32)
         .media_type(MediaType::ImageManifest)
         .config(Descriptor::new(
             MediaType::ImageConfig,
             config.len() as u64,
-            parsed(&config_digest),
+            digest,
         ))
-        .layers(vec![layer])
+        .layers(layers)
         .build()
         .expect("all that a manifest needs is given");
     let manifest = serde_json::to_vec(&manifest).expect("a manifest is plain data");
@@ -83,76 +183,41 @@ pub(crate) fn rootfs(
         manifest: layout.write_blob(work, &manifest)?,
         manifest_size: manifest.len() as u64,
         repo_digest: None,
-        names: vec![name.to_string()],
+        names,
     })
 }
 
-/// The config of a tar's image: no time stamp, so that the same tar always makes the same image.
-fn config(options: &ImportOptions, diff_id: &str) -> ImageConfiguration {
-    let mut config = ConfigBuilder::default();
-    if !options.labels.is_empty() {
-        config = config.labels(options.labels.clone().into_iter().collect::<std::collections::HashMap<_, _>>());
+/// The config of a tar's image: no time stamp and sorted keys, so that the same tar always makes the same image.
+fn config(options: &ImportOptions, diff_id: &str) -> Value {
+    let mut config = serde_json::Map::new();
+    let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
+    if let Some(user) = &options.user {
+        set("User", json!(user));
     }
     if !options.env.is_empty() {
-        config = config.env(options.env.clone());
+        set("Env", json!(options.env));
     }
     if !options.command.is_empty() {
-        config = config.cmd(options.command.clone());
+        set("Cmd", json!(options.command));
     }
     if let Some(workdir) = &options.workdir {
-        config = config.working_dir(workdir.clone());
+        set("WorkingDir", json!(workdir));
     }
-    if let Some(user) = &options.user {
-        config = config.user(user.clone());
+    if !options.labels.is_empty() {
+        set(
+            "Labels",
+            json!(options.labels.iter().collect::<BTreeMap<_, _>>()),
+        );
     }
-    let arch = options.architecture.as_deref().unwrap_or(architecture());
-    ImageConfigurationBuilder::default()
-        .architecture(Arch::from(arch))
-        .os(Os::Linux)
-        .config(config.build().expect("nothing is required"))
-        .rootfs(
-            RootFsBuilder::default()
-                .typ("layers")
-                .diff_ids(vec![diff_id.to_owned()])
-                .build()
-                .expect("all that it needs is given"),
-        )
-        .build()
-        .expect("all that a config needs is given")
+    json!({
+        "architecture": options.architecture.as_deref().unwrap_or(architecture()),
+        "os": "linux",
+        "config": config,
+        "rootfs": { "type": "layers", "diff_ids": [diff_id] },
+    })
 }
 
 /// A digest for a descriptor.
 fn parsed(digest: &str) -> oci_spec::image::Digest {
     digest.parse().expect("made by this store")
-}
-
-/// Digests what is read.
-struct Digesting<R> {
-    source: R,
-    hash: Sha256,
-    size: u64,
-}
-
-impl<R> Digesting<R> {
-    fn new(source: R) -> Self {
-        Self {
-            source,
-            hash: Sha256::new(),
-            size: 0,
-        }
-    }
-
-    fn finish(self) -> (oci_spec::image::Digest, u64) {
-        let digest = format!("sha256:{}", hex::encode(self.hash.finalize()));
-        (parsed(&digest), self.size)
-    }
-}
-
-impl<R: Read> Read for Digesting<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.source.read(buffer)?;
-        self.hash.update(&buffer[..count]);
-        self.size += count as u64;
-        Ok(count)
-    }
 }

@@ -9,8 +9,11 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageIndexBuilder, ImageManifest};
+use oci_spec::image::{
+    Descriptor, ImageConfiguration, ImageIndex, ImageIndexBuilder, ImageManifest,
+};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
@@ -20,6 +23,8 @@ use super::unpack::{Limits, Unpacked, unpack};
 
 /// Manifests, configs and indexes are small documents; more is refused.
 pub(crate) const MAX_DOCUMENT: u64 = 8 << 20;
+/// Nobody comes back to a broken pull after so long.
+const KEEP_PARTIAL: Duration = Duration::from_secs(7 * 24 * 3600);
 const TEMPORARY: &str = ".tmp-";
 
 /// The folders of one store.
@@ -32,7 +37,17 @@ pub(crate) struct Layout {
 
 /// Held while something is added, so that no collection takes it for garbage.
 #[derive(Debug)]
-pub(crate) struct Work(#[expect(dead_code, reason = "held for its lock")] File);
+pub(crate) struct Work(File);
+
+impl Work {
+    /// The same lock once more: it is held until both are dropped.
+    pub(crate) fn share(&self) -> Result<Self> {
+        let file = self.0.try_clone();
+        Ok(Self(file.map_err(ImageError::io(
+            "share a lock of the image store",
+        ))?))
+    }
+}
 
 /// Removed when dropped, unless it was renamed away.
 #[derive(Debug)]
@@ -69,11 +84,17 @@ impl Layout {
             fs::create_dir_all(&folder)
                 .map_err(ImageError::io(format!("create {}", folder.display())))?;
         }
+        let _work = layout.work()?;
         let marker = layout.images.join("oci-layout");
         if !marker.exists() {
             layout.replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
         Ok(layout)
+    }
+
+    /// Bounds for what is unpacked.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Registers work on the store; waits for a collection to end.
@@ -129,6 +150,7 @@ impl Layout {
     /// Changes the index; nobody else does meanwhile. An error leaves it as it was.
     pub(crate) fn change_index<T>(
         &self,
+        _work: &Work,
         change: impl FnOnce(&mut Vec<Descriptor>) -> Result<T>,
     ) -> Result<T> {
         let _lock = self.lock("index.lock", FlockOperation::LockExclusive)?;
@@ -191,12 +213,18 @@ impl Layout {
     /// Puts an unpacked layer into its place, unless another process was faster.
     fn settle(&self, path: &Path, unpacked: &Unpacked) -> Result<()> {
         let hex = digest_hex(&unpacked.diff_id).expect("made by unpack");
-        let folder = File::open(path).map_err(ImageError::io(format!("open {}", path.display())))?;
+        let folder =
+            File::open(path).map_err(ImageError::io(format!("open {}", path.display())))?;
         rustix::fs::syncfs(&folder).map_err(ImageError::io(format!("write {}", path.display())))?;
         let size = self.layers.join(format!("{hex}.size"));
         self.replace(&size, unpacked.size.to_string().as_bytes())?;
         match fs::rename(path, self.layers.join(hex)) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                ) =>
+            {
                 Ok(())
             }
             other => other.map_err(ImageError::io(format!("rename {}", path.display()))),
@@ -222,7 +250,10 @@ impl Layout {
             layers.extend(config.rootfs().diff_ids().iter().cloned());
         }
         let kept = |set: &HashSet<String>, name: &str| set.contains(&format!("sha256:{name}"));
-        sweep(&self.images.join("blobs/sha256"), |name| kept(&blobs, name))?;
+        let folder = self.images.join("blobs/sha256");
+        sweep(&folder, |name| {
+            kept(&blobs, name) || is_fresh_partial(&folder, name)
+        })?;
         sweep(&self.layers, |name| {
             kept(&layers, name.strip_suffix(".size").unwrap_or(name))
         })?;
@@ -292,12 +323,17 @@ pub(crate) fn read_document(path: &Path) -> Result<Vec<u8>> {
     let what = path.display();
     let read = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        File::open(path)?.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes)?;
+        File::open(path)?
+            .take(MAX_DOCUMENT + 1)
+            .read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().map_err(ImageError::io(format!("read {what}")))?;
     if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(ImageError::malformed(what.to_string(), "it is larger than 8 MiB"));
+        return Err(ImageError::malformed(
+            what.to_string(),
+            "it is larger than 8 MiB",
+        ));
     }
     Ok(bytes)
 }
@@ -313,6 +349,13 @@ fn open_lock(path: &Path) -> Result<File> {
         .write(true)
         .open(path)
         .map_err(ImageError::io(format!("open {}", path.display())))
+}
+
+/// Whether it is the beginning of a layer that a pull may still resume.
+fn is_fresh_partial(folder: &Path, name: &str) -> bool {
+    let modified = || fs::metadata(folder.join(name))?.modified();
+    name.ends_with(".partial")
+        && modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age < KEEP_PARTIAL))
 }
 
 /// Removes what is not kept from a folder.

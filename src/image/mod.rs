@@ -1,9 +1,13 @@
 //! The node's image store for engines without one of their own: an OCI layout with unpacked layers.
 
+mod archive;
 mod compression;
 mod error;
 mod import;
 mod layout;
+mod mounted;
+mod platform;
+mod pull;
 mod reference;
 mod unpack;
 
@@ -16,12 +20,14 @@ use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
 
 pub use self::error::ImageError;
 pub use self::import::ImportOptions;
+pub use self::platform::Platform;
+pub use self::pull::PullOptions;
 pub use self::reference::ImageRef;
 pub use self::unpack::Limits;
 
 use self::error::Result;
-use self::layout::Layout;
-use crate::runtime::{self, ImageInfo, ImageStore, RegistryAuth, RuntimeError};
+use self::layout::{Layout, Work};
+use crate::runtime::{self, ImageInfo, ImageStore, RegistryAuth};
 
 /// Annotation of the index that holds an image's canonical name (OCI image layout specification).
 const NAME: &str = "org.opencontainers.image.ref.name";
@@ -101,7 +107,9 @@ impl Store {
         let mut lowers = Vec::new();
         for diff_id in record.config.rootfs().diff_ids().iter().rev() {
             let layer = self.layout.layer(diff_id);
-            lowers.push(layer.ok_or_else(|| ImageError::Missing(format!("{image} (layer {diff_id})")))?);
+            lowers.push(
+                layer.ok_or_else(|| ImageError::Missing(format!("{image} (layer {diff_id})")))?,
+            );
         }
         Ok(PreparedImage {
             info: record.info,
@@ -119,61 +127,92 @@ impl Store {
         Ok(records.into_iter().map(|record| record.info).collect())
     }
 
-    /// Makes an image out of a root file system's tar (`-` is standard input). Blocks.
+    /// Imports a root file system's tar, an archive of `docker save`, or an OCI archive or folder (`-` is standard
+    /// input). The name may be absent when the archive tells it. Blocks.
     ///
     /// # Errors
     /// What is wrong with the archive; the store is then as before.
-    pub fn import(&self, path: &Path, name: &str, options: &ImportOptions) -> Result<ImageInfo> {
-        let name = ImageRef::parse(name)?;
-        let work = self.layout.work()?;
-        let source = import::open(path)?;
-        let what = path.display().to_string();
-        let added = import::rootfs(&self.layout, &work, &what, source, &name, options)?;
-        self.index(&added)
+    pub fn import(
+        &self,
+        path: &Path,
+        name: Option<&str>,
+        options: &ImportOptions,
+    ) -> Result<Vec<ImageInfo>> {
+        let name = name.map(ImageRef::parse).transpose()?;
+        if let Some(name) = &name
+            && name.digest().is_some()
+        {
+            return Err(ImageError::Reference {
+                text: name.to_string(),
+                why: "an imported image's name has no digest",
+            });
+        }
+        add(&self.layout, |work| {
+            import::import(&self.layout, work, path, name.as_ref(), options)
+        })
     }
 
-    /// Puts an image into the index under its names.
-    fn index(&self, added: &Added) -> Result<ImageInfo> {
-        self.layout.change_index(|manifests| {
-            enter(manifests, added);
+    /// Removes a name, and the image with its last name; or an image by its id. Blocks.
+    ///
+    /// `in_use` are the images (names or ids) of containers that exist. A layer that is mounted is in use as well.
+    ///
+    /// # Errors
+    /// [`ImageError::InUse`], [`ImageError::Missing`], [`ImageError::Io`].
+    pub fn remove(&self, image: &str, in_use: &[String]) -> Result<()> {
+        let record = find(&self.layout, image)?;
+        let name = named(&record, image);
+        let last = name.is_none() || record.info.names.len() < 2;
+        let used = |other: &String| {
+            find(&self.layout, other).is_ok_and(|other| other.manifest == record.manifest)
+        };
+        let mounted = || Ok(!mounted::of(&layers_alone(&self.layout, &record)?).is_empty());
+        if last && (in_use.iter().any(used) || mounted()?) {
+            return Err(ImageError::InUse(image.to_owned()));
+        }
+        let work = self.layout.work()?;
+        self.layout.change_index(&work, |manifests| {
+            manifests.retain(|entry| {
+                let this = digest_text(entry) == record.manifest;
+                !this || (!last && name_of(entry) != name.as_ref())
+            });
             Ok(())
         })?;
-        let records = records(&self.layout)?;
-        let record = records.into_iter().find(|record| record.manifest == added.manifest);
-        record
-            .map(|record| record.info)
-            .ok_or_else(|| ImageError::Missing(added.manifest.clone()))
+        drop(work);
+        self.layout.collect()?;
+        Ok(())
     }
 
-    /// Runs blocking work on the store where blocking is allowed.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Layout) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let layout = self.layout.clone();
-        match tokio::task::spawn_blocking(move || work(&layout)).await {
-            Ok(result) => result,
-            Err(error) => Err(ImageError::io("work on the image store")(
-                std::io::Error::other(error),
-            )),
-        }
+    /// Pulls an image from its registry; cheap when all of it is here. Pulls may run at the same time.
+    ///
+    /// # Errors
+    /// [`ImageError::Unreachable`] may be tried again and resumes; the rest says what is wrong.
+    pub async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo> {
+        pull::pull(&self.layout, &ImageRef::parse(image)?, options).await
     }
 }
 
 #[async_trait]
 impl ImageStore for Store {
     async fn list(&self) -> runtime::Result<Vec<ImageInfo>> {
-        let records = self.blocking(records).await?;
+        let records = pull::blocking(&self.layout, records).await?;
         Ok(records.into_iter().map(|record| record.info).collect())
     }
 
     async fn inspect(&self, image: &str) -> runtime::Result<ImageInfo> {
         let image = image.to_owned();
-        Ok(self.blocking(move |layout| find(layout, &image)).await?.info)
+        Ok(
+            pull::blocking(&self.layout, move |layout| find(layout, &image))
+                .await?
+                .info,
+        )
     }
 
-    async fn pull(&self, image: &str, _auth: Option<&RegistryAuth>) -> runtime::Result<ImageInfo> {
-        Err(RuntimeError::ImageMissing(image.to_owned()))
+    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> runtime::Result<ImageInfo> {
+        let options = PullOptions {
+            auth: auth.cloned(),
+            ..PullOptions::default()
+        };
+        Ok(self.pull_with(image, &options).await?)
     }
 }
 
@@ -187,18 +226,50 @@ pub fn architecture() -> &'static str {
     }
 }
 
+/// Does work that adds images, and enters them into the index; after an error nothing of it is left.
+fn add(layout: &Layout, make: impl FnOnce(&Work) -> Result<Vec<Added>>) -> Result<Vec<ImageInfo>> {
+    let work = layout.work()?;
+    let result = make(&work).and_then(|added| enter_all(layout, &work, &added));
+    drop(work);
+    if result.is_err()
+        && let Err(error) = layout.collect()
+    {
+        tracing::warn!(%error, "cannot clean the image store");
+    }
+    result
+}
+
+/// Enters images into the index, and returns what is then known of them.
+fn enter_all(layout: &Layout, work: &Work, added: &[Added]) -> Result<Vec<ImageInfo>> {
+    layout.change_index(work, |manifests| {
+        added.iter().for_each(|added| enter(manifests, added));
+        Ok(())
+    })?;
+    let mut records = records(layout)?;
+    records.retain(|record| added.iter().any(|added| added.manifest == record.manifest));
+    Ok(records.into_iter().map(|record| record.info).collect())
+}
+
 /// Takes the names from other images and gives them to this one. An image that loses its last name stays without
 /// one until it is removed: a container may stand on it.
 fn enter(manifests: &mut Vec<Descriptor>, added: &Added) {
     for entry in manifests.iter_mut() {
         let mut annotations = entry.annotations().clone().unwrap_or_default();
-        if annotations.get(NAME).is_some_and(|name| added.names.contains(name)) {
+        if annotations
+            .get(NAME)
+            .is_some_and(|name| added.names.contains(name))
+        {
             annotations.remove(NAME);
             entry.set_annotations(Some(annotations));
         }
     }
     let mut known: HashSet<String> = HashSet::from([added.manifest.clone()]);
-    known.extend(manifests.iter().filter(|entry| name_of(entry).is_some()).map(digest_text));
+    known.extend(
+        manifests
+            .iter()
+            .filter(|entry| name_of(entry).is_some())
+            .map(digest_text),
+    );
     manifests.retain(|entry| name_of(entry).is_some() || known.insert(digest_text(entry)));
     let names = match added.names.as_slice() {
         [] => vec![None],
@@ -266,7 +337,12 @@ fn record(layout: &Layout, digest: String) -> Result<Record> {
         names: Vec::new(),
         id: manifest.config().digest().to_string(),
         repo_digest: None,
-        labels: inner.labels().clone().unwrap_or_default().into_iter().collect(),
+        labels: inner
+            .labels()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
         env: inner.env().clone().unwrap_or_default(),
         command,
         architecture: config.architecture().to_string(),
@@ -277,6 +353,35 @@ fn record(layout: &Layout, digest: String) -> Result<Record> {
         info,
         config,
     })
+}
+
+/// The layers that no other image has.
+fn layers_alone(layout: &Layout, record: &Record) -> Result<HashSet<String>> {
+    let layers = |record: &Record| record.config.rootfs().diff_ids().clone();
+    let mut alone: HashSet<String> = layers(record).into_iter().collect();
+    for other in records(layout)? {
+        if other.manifest != record.manifest {
+            layers(&other)
+                .iter()
+                .for_each(|layer| drop(alone.remove(layer)));
+        }
+    }
+    Ok(alone)
+}
+
+/// The name of the image that was meant, if it was a name.
+fn named(record: &Record, image: &str) -> Option<String> {
+    let wanted = ImageRef::parse(image)
+        .ok()
+        .filter(|_| !image.starts_with("sha256:"))?;
+    let exact = wanted.tagged()?;
+    let names = &record.info.names;
+    let same = |name: &&String| ImageRef::parse(name).is_ok_and(|name| name.same_image(&wanted));
+    names
+        .iter()
+        .find(|name| **name == exact)
+        .or_else(|| names.iter().find(same))
+        .cloned()
 }
 
 /// One image, by name, by config digest, or by `name@digest`.
@@ -294,7 +399,7 @@ fn find(layout: &Layout, image: &str) -> Result<Record> {
         });
         digest && record.info.names.iter().any(|name| matches(name))
     };
-    let exact = wanted.tagged();
+    let exact = wanted.tagged().unwrap_or_else(|| wanted.to_string());
     let same = |name: &str| {
         ImageRef::parse(name).is_ok_and(|name| match wanted.tag() {
             Some(_) => name.same_image(&wanted),
@@ -303,7 +408,7 @@ fn find(layout: &Layout, image: &str) -> Result<Record> {
     };
     let index = records
         .iter()
-        .position(|record| named(record, &|name| Some(name) == exact.as_deref()))
+        .position(|record| named(record, &|name| name == exact))
         .or_else(|| records.iter().position(|record| named(record, &same)));
     Ok(records.swap_remove(index.ok_or_else(missing)?))
 }

@@ -176,7 +176,9 @@ fn is_component(part: &str) -> bool {
     let bytes = part.as_bytes();
     bytes.first().is_some_and(plain)
         && bytes.last().is_some_and(plain)
-        && bytes.iter().all(|byte| plain(byte) || b"._-".contains(byte))
+        && bytes
+            .iter()
+            .all(|byte| plain(byte) || b"._-".contains(byte))
 }
 
 #[cfg(test)]
@@ -193,7 +195,10 @@ mod tests {
         ] {
             assert_eq!(ImageRef::parse(name).unwrap().to_string(), name);
         }
-        assert_eq!(ImageRef::parse("h:5000/a").unwrap().to_string(), "h:5000/a:latest");
+        assert_eq!(
+            ImageRef::parse("h:5000/a").unwrap().to_string(),
+            "h:5000/a:latest"
+        );
     }
 
     #[test]
@@ -217,7 +222,18 @@ mod tests {
     #[test]
     fn what_is_no_reference_is_refused_by_its_name() {
         for text in [
-            "", ":x", "A/b:1", "a//b", "a/../b", "../a:1", "a:b:c", "a@sha256:12", "a b", "r.io/", "a/b:-x", "-/a",
+            "",
+            ":x",
+            "A/b:1",
+            "a//b",
+            "a/../b",
+            "../a:1",
+            "a:b:c",
+            "a@sha256:12",
+            "a b",
+            "r.io/",
+            "a/b:-x",
+            "-/a",
         ] {
             let error = ImageRef::parse(text).unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")), "{error}");

@@ -13,7 +13,9 @@ use crate::agent::event::Event;
 use crate::agent::request::{KernelConfig, KernelId};
 use crate::resource::port::PortLease;
 use crate::resource::spec::ResourceSpec;
-use crate::runtime::{ContainerId, ContainerSpec, ImageInfo, LabelMap, Pid, RuntimeError};
+use crate::runtime::{
+    ContainerId, ContainerInfo, ContainerSpec, ImageInfo, LabelMap, RuntimeError,
+};
 
 /// Why no kernel was made.
 #[derive(Debug)]
@@ -126,7 +128,7 @@ impl Making<'_> {
         }
         self.check_abort()?;
         match self.start(held, &container).await {
-            Ok((id, pid)) => Ok(self.live(held, lease, ports, id, pid)),
+            Ok(info) => Ok(self.live(held, lease, ports, &info)),
             Err(error) => {
                 self.undo(&container.id).await;
                 Err(error)
@@ -137,16 +139,16 @@ impl Making<'_> {
     fn live(
         &self,
         held: &Held,
-        lease: PortLease,
+        ports_held: PortLease,
         ports: KernelPorts,
-        id: ContainerId,
-        pid: Pid,
+        info: &ContainerInfo,
     ) -> Container {
         let scratch = held.scratch.clone();
+        let live = Live::new(self.parts, self.kernel, info, scratch, ports);
         self.parts.emit(Event::KernelStarted(self.kernel.clone()));
         Container {
-            live: Live::new(self.parts, self.kernel, id, Some(pid), scratch, ports),
-            ports: lease,
+            live,
+            ports: ports_held,
         }
     }
 
@@ -187,7 +189,7 @@ impl Making<'_> {
         &self,
         held: &mut Held,
         container: &ContainerSpec,
-    ) -> Result<(ContainerId, Pid), NotCreated> {
+    ) -> Result<ContainerInfo, NotCreated> {
         // Creating and starting are never dropped half-way: the engine undoes or ends them.
         let id = self.parts.runtime.create(container).await?;
         held.resource.container = Some(id.0.clone());
@@ -195,7 +197,16 @@ impl Making<'_> {
         self.check_abort()?;
         let pid = self.parts.runtime.start(&id).await?;
         self.check_abort()?;
-        Ok((id, pid))
+        let inspected = self.parts.runtime.inspect(&id);
+        let mut info = self.parts.within(inspected, "inspection").await?;
+        if info.ports != container.ports {
+            let problem = format!("forwards {:?}, not {:?}", info.ports, container.ports);
+            return Err(NotCreated::Failed(
+                RuntimeError::Invalid(format!("container {id} {problem}")).into(),
+            ));
+        }
+        info.pid = info.pid.or(Some(pid));
+        Ok(info)
     }
 
     async fn write_resource(&self, held: &Held) -> Result<(), AgentError> {

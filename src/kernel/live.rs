@@ -1,9 +1,10 @@
 //! A kernel's running container, as calls use it, and what the kernel keeps from one container to the next.
 
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-use std::sync::{Arc, Mutex};
 
 use super::parts::Parts;
 use super::plan::KernelPorts;
@@ -14,7 +15,7 @@ use crate::agent::request::{Created, KernelId};
 use crate::resource::alloc::AllocationLease;
 use crate::resource::port::PortLease;
 use crate::resource::spec::ResourceSpec;
-use crate::runtime::{ContainerId, LabelMap, Pid};
+use crate::runtime::{ContainerId, ContainerInfo, LabelMap, Pid};
 
 /// What stays over a restart.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub struct Live {
     pub container: ContainerId,
     /// Its first process on the host, where the engine tells.
     pub pid: Option<Pid>,
+    /// Its cgroup below the root of every hierarchy, where the engine tells.
+    pub cgroup: Option<PathBuf>,
     /// Folders.
     pub scratch: Scratch,
     /// Host ports.
@@ -58,13 +61,12 @@ pub struct Container {
 }
 
 impl Live {
-    /// The container of a kernel, its runner not connected yet.
+    /// A running container of a kernel, its runner not connected yet.
     #[must_use]
     pub fn new(
         parts: &Parts,
         kernel: &KernelId,
-        container: ContainerId,
-        pid: Option<Pid>,
+        info: &ContainerInfo,
         scratch: Scratch,
         ports: KernelPorts,
     ) -> Arc<Self> {
@@ -83,8 +85,9 @@ impl Live {
         );
         Arc::new(Self {
             kernel: kernel.clone(),
-            container,
-            pid,
+            container: info.id.clone(),
+            pid: info.pid,
+            cgroup: info.cgroup.clone(),
             scratch,
             ports,
             runner,

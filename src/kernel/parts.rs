@@ -69,9 +69,6 @@ impl Parts {
         let _ = self.events.send(event);
     }
 
-    /// Samples a kernel that has just ended, once more.
-    pub async fn sample(&self, _kernel: &KernelId) {}
-
     /// Limits a call to the engine that may simply be repeated.
     ///
     /// # Errors

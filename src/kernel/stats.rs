@@ -1,35 +1,83 @@
 //! The newest statistics of every kernel of the node.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
+use super::live::Live;
 use crate::agent::request::KernelId;
-use crate::stats::KernelStats;
+use crate::stats::{KernelStats, StatsCollector, Sweep, Target};
 
-/// Kernel to its newest sample.
-#[derive(Debug, Default)]
-pub struct StatsBook(Mutex<HashMap<KernelId, KernelStats>>);
+/// How the network interfaces of containers are called.
+const INTERFACE: &str = "eth";
+
+/// Samples kernels off the async threads, and keeps the newest samples.
+#[derive(Clone, Debug)]
+pub struct StatsBook {
+    collector: Arc<Mutex<StatsCollector>>,
+    newest: Arc<Mutex<Sweep>>,
+}
 
 impl StatsBook {
-    /// The newest sample of one kernel.
+    /// Nothing is sampled yet.
     #[must_use]
-    pub fn get(&self, kernel: &KernelId) -> Option<KernelStats> {
-        self.0
-            .lock()
-            .expect("no panic while held")
-            .get(kernel)
-            .copied()
+    pub fn new(collector: StatsCollector) -> Self {
+        Self {
+            collector: Arc::new(Mutex::new(collector)),
+            newest: Arc::default(),
+        }
     }
 
-    /// Replaces all samples.
-    pub fn set(&self, samples: HashMap<KernelId, KernelStats>) {
-        *self.0.lock().expect("no panic while held") = samples;
+    /// The samples of the last sweep.
+    #[must_use]
+    pub fn newest(&self) -> Sweep {
+        self.newest.lock().expect("no panic while held").clone()
     }
 
-    /// Every newest sample.
-    #[must_use]
-    pub fn all(&self) -> Vec<(KernelId, KernelStats)> {
-        let samples = self.0.lock().expect("no panic while held");
-        samples.iter().map(|(id, it)| (id.clone(), *it)).collect()
+    /// Samples all living kernels.
+    pub async fn sweep(&self, living: Vec<Arc<Live>>) {
+        let targets: Vec<Target> = living.iter().filter_map(|live| target(live)).collect();
+        let newest = Arc::clone(&self.newest);
+        self.collecting(move |collector| {
+            let sweep = collector.sweep(&targets, Instant::now());
+            *newest.lock().expect("no panic while held") = sweep;
+        })
+        .await;
     }
+
+    /// Samples a kernel that has just ended, while its cgroup is still there.
+    pub async fn last(&self, live: &Live) {
+        if let Some(target) = target(live) {
+            self.collecting(move |collector| {
+                collector.sample(&target);
+            })
+            .await;
+        }
+    }
+
+    /// Gives the last sample of a kernel that is over, and forgets the kernel.
+    pub async fn take(&self, kernel: KernelId) -> Option<KernelStats> {
+        self.collecting(move |collector| collector.take(&kernel))
+            .await
+    }
+
+    /// A sample is a few reads of files in memory; a sweep is one for each kernel.
+    async fn collecting<T: Default + Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut StatsCollector) -> T + Send + 'static,
+    ) -> T {
+        let collector = Arc::clone(&self.collector);
+        let sampled = tokio::task::spawn_blocking(move || {
+            act(&mut collector.lock().expect("no panic while held"))
+        });
+        sampled.await.unwrap_or_default()
+    }
+}
+
+fn target(live: &Live) -> Option<Target> {
+    Some(Target {
+        kernel: live.kernel.clone(),
+        cgroup: live.cgroup.clone()?,
+        pid: live.pid,
+        interface: INTERFACE.to_owned(),
+    })
 }

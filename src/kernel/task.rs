@@ -211,10 +211,10 @@ impl Owner {
         if let Some(container) = container {
             container.live.token.cancel();
             self.kill(&container.live.container).await;
-            self.parts.sample(&self.kernel).await;
+            self.parts.stats.last(&container.live).await;
             self.remove(&container.live.container).await;
         }
-        let stats = self.parts.stats.get(&self.kernel);
+        let stats = self.parts.stats.take(self.kernel.clone()).await;
         if let Err(error) = held.scratch.remove().await {
             tracing::error!(kernel = %self.kernel, "{error}");
         }

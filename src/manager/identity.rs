@@ -201,11 +201,14 @@ mod tests {
         std::fs::write(folder.join(name), text).expect("a file");
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the server ends with its test's runtime"
+    )]
     /// Answers each request by what `reply` makes of its first line.
     async fn metadata(reply: fn(&str) -> String) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound").to_string();
-        // Ends with the test's runtime.
         drop(tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut request = vec![0; 4096];

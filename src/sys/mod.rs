@@ -4,5 +4,10 @@
     reason = "system calls without a safe wrapper live here, each with its SAFETY line"
 )]
 
+pub mod cgroup;
 pub mod netns;
 pub mod pidfd;
+pub mod proc;
+pub mod program;
+pub mod rlimit;
+pub mod signal;

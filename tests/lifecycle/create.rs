@@ -76,6 +76,8 @@ async fn a_creation_that_fails_at_any_step_leaves_nothing() {
         (Verb::Create, Failure::Unavailable),
         (Verb::Start, Failure::Engine),
         (Verb::Start, Failure::Unavailable),
+        (Verb::Inspect, Failure::Engine),
+        (Verb::Inspect, Failure::Hang),
     ] {
         let node = TestNode::new().await;
         node.runtime.fail_next(verb, failure);

@@ -174,7 +174,7 @@ async fn an_idle_kernel_is_ended_and_use_keeps_it() {
     assert_eq!(node.events(), [""; 0]);
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(node.events(), ["terminated k1 idle-timeout"]);
-    tokio::time::sleep(Duration::from_secs(1_000_000)).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
     assert_eq!(node.events(), [""; 0]);
 }
 
@@ -327,4 +327,26 @@ async fn logs_are_text_without_their_invalid_bytes() {
         panic!("{reply:?}");
     };
     assert_eq!(text, "ab\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernels_use_is_sampled_each_second_and_its_last_sample_is_the_answer_to_its_destruction()
+{
+    let node = TestNode::new().await;
+    let created = node.create("k1").await;
+    node.uses(&created, 1_000_000, 4096);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let stats = node.agent.stats();
+    assert_eq!(stats.mem_cur_bytes, 4096);
+    assert_eq!(stats.kernels.len(), 1);
+    assert!((stats.kernels[0].1.cpu_used - 1000.0).abs() < 1e-6);
+    node.uses(&created, 3_000_000, 1024);
+    let reply = node.destroy("k1").await;
+    let Ok(Reply::Destroyed(Some(last))) = reply else {
+        panic!("{reply:?}");
+    };
+    assert!((last.cpu_used - 3000.0).abs() < 1e-6);
+    assert_eq!(last.mem_max_bytes, 4096);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(node.agent.stats().kernels, []);
 }

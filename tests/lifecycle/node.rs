@@ -1,6 +1,6 @@
 //! A node on the engine in memory, in the words of the tests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use backendai_agent::resource::device::{Cpu, Memory};
 use backendai_agent::resource::slot::Amount;
 use backendai_agent::runtime::fake::{FakeRuntime, RunnerScript, tiny_runner};
 use backendai_agent::runtime::{ContainerId, ImageInfo, LabelMap};
+use backendai_agent::stats::StatsCollector;
 use tokio::sync::mpsc;
 
 /// The image that every node has.
@@ -32,6 +33,7 @@ pub struct TestNode {
     pub agent: Agent,
     events: mpsc::UnboundedReceiver<Event>,
     folder: tempfile::TempDir,
+    cgroups: tempfile::TempDir,
 }
 
 impl TestNode {
@@ -46,12 +48,15 @@ impl TestNode {
         runtime.add_image(image(IMAGE, DIGEST));
         runtime.add_to_registry(image(REMOTE, "sha256:4567"));
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let (agent, events) = start(&runtime, folder.path().to_owned()).await;
+        let cgroups = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(cgroups.path().join("cgroup.controllers"), "cpu memory\n").expect("written");
+        let (agent, events) = start(&runtime, folder.path(), cgroups.path()).await;
         Self {
             runtime,
             agent,
             events,
             folder,
+            cgroups,
         }
     }
 
@@ -63,13 +68,21 @@ impl TestNode {
 
     /// Starts another agent in the place of the one that has ended.
     pub async fn start_agent(&mut self) {
-        let (agent, events) = start(&self.runtime, self.folder.path().to_owned()).await;
+        let (agent, events) = start(&self.runtime, self.folder.path(), self.cgroups.path()).await;
         (self.agent, self.events) = (agent, events);
     }
 
     /// Folder of a kernel's scratch.
     pub fn scratch(&self, kernel: &str) -> PathBuf {
         self.folder.path().join(kernel)
+    }
+
+    /// Sets what Linux says a container uses.
+    pub fn uses(&self, created: &Created, cpu_us: u64, memory: u64) {
+        let group = self.cgroups.path().join("fake").join(&created.container);
+        std::fs::create_dir_all(&group).expect("made");
+        std::fs::write(group.join("cpu.stat"), format!("usage_usec {cpu_us}\n")).expect("written");
+        std::fs::write(group.join("memory.current"), format!("{memory}\n")).expect("written");
     }
 
     pub async fn handle(&self, request: Request) -> Result<Reply, AgentError> {
@@ -168,7 +181,8 @@ impl TestNode {
 
 async fn start(
     runtime: &FakeRuntime,
-    scratch_root: PathBuf,
+    scratch_root: &Path,
+    cgroups: &Path,
 ) -> (Agent, mpsc::UnboundedReceiver<Event>) {
     let (events, receiver) = mpsc::unbounded_channel();
     let config = AgentConfig {
@@ -185,7 +199,7 @@ async fn start(
         kernel_host: "10.0.0.1".to_owned(),
         runner_host: "127.0.0.1".to_owned(),
         port_range: PORTS,
-        scratch_root,
+        scratch_root: scratch_root.to_owned(),
         scratch_in_memory: false,
         devices: vec![
             Box::new(Cpu::new(vec![0, 1])),
@@ -196,6 +210,7 @@ async fn start(
         runtime: Arc::new(runtime.clone()),
         images: Arc::new(runtime.clone()),
         connect: Arc::new(runtime.clone()),
+        stats: StatsCollector::open(cgroups, Path::new("/proc")),
         events,
     };
     let agent = Agent::start(config).await.expect("the engine answers");

@@ -88,7 +88,7 @@ class World:
             raise
         finally:
             with contextlib.suppress(BackendAPIError):
-                kernel.destroy()
+                self.client.Kernel(kernel.kernel_id).destroy()
             self.wait_terminated(kernel)
 
     def execute(self, kernel, code='', mode='query', opts=None, inputs=(), on_continued=None):
@@ -454,6 +454,9 @@ def kernels_and_events_outlive_the_managers_death(world):
         world.stack.start_manager()
         world.wait_alive()
         world.wait_terminated(dying)
+        # The old client may hold a connection to the dead manager.
+        world.new_client()
+        living = world.client.Kernel(living.kernel_id)
         check(world.execute(living, 'print(x + 1)').stdout == '42\n', 'the living kernel lost its state')
     world.wait_slots_free()
 

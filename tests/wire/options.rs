@@ -207,8 +207,11 @@ fn an_unreachable_etcd_ends_the_start_with_its_address() {
     let address = format!("127.0.0.1:{}", free_port());
     let pid = host.path("pid");
     let root = format!("--scratch-root={}", host.path(""));
+    let log = host.path("log");
     let args = [
         &root,
+        "--log-file",
+        &log,
         "--run-dir",
         &host.path("run"),
         "--etcd-addr",
@@ -224,6 +227,12 @@ fn an_unreachable_etcd_ends_the_start_with_its_address() {
         "{text}"
     );
     assert!(!Path::new(&pid).exists());
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(!log.is_empty());
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["level"].is_string() && line["fields"]["message"].is_string());
+    }
 }
 
 #[test]
@@ -233,8 +242,8 @@ fn serve_may_be_named_and_other_commands_take_the_common_options() {
     assert!(stderr(&named).contains("/no/such"));
     let env = [("BACKEND_SCRATCH_ROOT", "/no/such")];
     assert!(stderr(&agent(&["serve"], &env)).contains("/no/such"));
-    for command in ["run", "image"] {
-        let wrong = agent(&[command, "--runtime=lxc"], &[]);
+    for command in [&["run", "-c", "1"][..], &["image", "ls"]] {
+        let wrong = agent(&[command, &["--runtime=lxc"]].concat(), &[]);
         assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
         assert!(stderr(&wrong).contains("--runtime:"));
     }

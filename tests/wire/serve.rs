@@ -76,7 +76,9 @@ impl World {
             pid_file: Some(path("pid")),
             ..ServeArgs::default()
         };
-        Config::load(&args, &common).unwrap()
+        let mut config = Config::load(&args, &common).unwrap();
+        config.front.region = None;
+        config
     }
 
     async fn manager(&self) -> Manager {
@@ -581,7 +583,7 @@ async fn a_node_that_cannot_be_built_ends_the_start_and_leaves_no_keys() {
         metadata: "127.0.0.1:1".to_owned(),
         host_name: "node1".to_owned(),
     };
-    let error = daemon::run(world.config(), sources, build, receiver).await;
+    let error = Box::pin(daemon::run(world.config(), sources, build, receiver)).await;
     assert_eq!(error.unwrap_err().to_string(), "no engine here");
     assert_eq!(world.etcd.under("/sorna/test/nodes/agents/").await, []);
 }

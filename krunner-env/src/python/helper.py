@@ -27,6 +27,7 @@ else:
     text_type = str
 
 CHUNK = 64 << 10
+BUFFER = 16 << 10
 MAIN_PID = os.getpid()
 if PY2:
     from thread import get_ident
@@ -52,9 +53,13 @@ class Interrupts(object):
 
     def __init__(self):
         self.running = False
-        self.held = 0
+        self.held = False
         self.pending = False
         signal.signal(signal.SIGINT, self.handle)
+        # A signal that comes just before the main thread goes to sleep in C code does not wake it. krunner sends this one
+        # after an interrupt: it ends the system call, and Python then notices the interrupt too. (Python 2 would raise IOError.)
+        if not PY2:
+            signal.signal(signal.SIGURG, lambda _number, _frame: None)
 
     def handle(self, _number, _frame):
         if os.getpid() == MAIN_PID:
@@ -65,8 +70,8 @@ class Interrupts(object):
                 return
         raise KeyboardInterrupt
 
-    def release(self):
-        self.held -= 1
+    def check(self):
+        """Raises what was held back."""
         if self.pending and not self.held:
             self.pending = False
             if self.running:
@@ -88,39 +93,53 @@ class Channel(object):
         self.unsent = b''
         self.received = b''
         self.before_others = None
+        self.accepted = False
 
     def send(self, kind, body):
         """Writes one frame. An interrupt while the pipe is full leaves the rest for the next call, so that no frame is cut."""
         if kind != b'o' and self.before_others is not None:
             self.before_others()
-        with self.lock:
-            self.flush()
-            self.unsent = memoryview(struct.pack('>I', len(body) + 1) + kind + body)
-            self.flush()
+        frame = memoryview(struct.pack('>I', len(body) + 1) + kind + body)
+        self.accepted = False
+        if get_ident() != MAIN_THREAD:
+            with self.lock:
+                self.put(frame, False)
+            return
+        before = self.interrupts.held
+        self.interrupts.held = True
+        try:
+            with self.lock:
+                self.put(frame, True)
+        finally:
+            self.interrupts.held = before
+        self.interrupts.check()
 
-    def flush(self):
-        main = get_ident() == MAIN_THREAD
+    def put(self, frame, main):
+        self.flush(main)
+        self.unsent = frame
+        self.accepted = main
+        self.flush(main)
+
+    def flush(self, main):
         while self.unsent:
-            full = False
-            if main:
-                self.interrupts.held += 1
             try:
-                try:
-                    self.unsent = self.unsent[os.write(self.records, self.unsent):]
-                except (OSError, IOError) as error:
-                    if error.errno == errno.EPIPE:
-                        os._exit(0)
-                    if error.errno not in (errno.EAGAIN, errno.EINTR):
-                        raise
-                    full = True
-            finally:
-                if main:
-                    self.interrupts.release()
-            if full:
-                try:
-                    select.select([], [self.records], [])
-                except (OSError, IOError, select.error):
-                    pass
+                self.unsent = self.unsent[os.write(self.records, self.unsent):]
+                continue
+            except (OSError, IOError) as error:
+                if error.errno == errno.EPIPE:
+                    os._exit(0)
+                if error.errno not in (errno.EAGAIN, errno.EINTR):
+                    raise
+            # The pipe is full. Everything is in order here, so that an interrupt may come.
+            if main:
+                self.interrupts.held = False
+                self.interrupts.check()
+            try:
+                select.select([], [self.records], [])
+            except (OSError, IOError, select.error):
+                pass
+            if main:
+                self.interrupts.held = True
 
     def receive(self):
         """The next frame: letter and body. What an interrupt cuts off is kept for the next call."""
@@ -239,12 +258,22 @@ class Frames(io.RawIOBase):
         self.output = output
         self.name = output.name
         self.writes = 0
+        self.repeated = b''
 
     def write(self, data):
+        repeated, self.repeated = self.repeated, b''
+        if repeated and data[:len(repeated)] == repeated:
+            return len(repeated)
         data = bytes(data[:CHUNK])
         self.writes += 1
-        self.output.send(data)
-        return len(data)
+        try:
+            self.output.send(data)
+            return len(data)
+        except KeyboardInterrupt:
+            # The buffer above keeps what it has not seen written; it will come again.
+            if self.output.channel.accepted and len(data) <= BUFFER:
+                self.repeated = data
+            raise
 
     def fileno(self):
         return self.output.fd
@@ -279,7 +308,7 @@ class BufferedOutput(object):
 
     def __init__(self, output):
         self.frames = Frames(output)
-        self.stream = Text(Buffer(self.frames, 16 << 10), 'utf-8', 'backslashreplace', '\n', line_buffering=True)
+        self.stream = Text(Buffer(self.frames, BUFFER), 'utf-8', 'backslashreplace', '\n', line_buffering=True)
         self.flush = self.stream.flush
         self.lock = threading.Lock()
         self.active = threading.Event()
@@ -454,22 +483,26 @@ class Session(object):
 
     def guarded(self, run, code):
         """Runs user code; an interrupt may come until the very end."""
+        interrupts = self.interrupts
         try:
             try:
-                self.interrupts.pending = False
-                self.interrupts.running = True
+                interrupts.pending, interrupts.held, interrupts.running = False, True, True
                 self.channel.send(b's', b'')
                 if self.buffered:
                     self.buffered.run()
-                return run(code)
+                interrupts.held = False
+                interrupts.check()
+                result = run(code)
             finally:
-                self.interrupts.running = False
-                if self.buffered:
-                    self.buffered.idle()
+                interrupts.running = False
         except KeyboardInterrupt:
-            self.interrupts.running = False
+            interrupts.running = False
             self.stderr.write('KeyboardInterrupt\n')
-            return 1
+            result = 1
+        interrupts.held = False
+        if self.buffered:
+            self.buffered.idle()
+        return result
 
     def serve(self):
         while True:

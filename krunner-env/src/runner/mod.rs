@@ -40,6 +40,8 @@ const BUFFER: usize = 64 << 10;
 const MOST_JOBS: usize = 4096;
 /// Lines of input that came before they were asked for.
 const MOST_EARLY_INPUT: usize = 64;
+/// Times between an interrupt and the nudges that follow it, in milliseconds.
+const NUDGES: [u64; 5] = [10, 20, 50, 100, 500];
 /// How long records may still be written when the runner is told to stop.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -64,6 +66,8 @@ pub(crate) struct Runner {
     generation: u32,
     python_dir: Option<PathBuf>,
     stop_by: Option<Instant>,
+    /// When the interpreter is to be nudged next, and how often it was since the interrupt.
+    nudge: Option<(Instant, usize)>,
     buffer: Vec<u8>,
 }
 
@@ -107,6 +111,7 @@ impl Runner {
             generation: 0,
             python_dir: None,
             stop_by: None,
+            nudge: None,
             buffer: vec![0; BUFFER],
         };
         runner.start_interpreter();
@@ -135,10 +140,7 @@ impl Runner {
     pub(crate) fn run(mut self) -> io::Result<()> {
         loop {
             self.settle();
-            if self
-                .stop_by
-                .is_some_and(|time| self.records.socket.is_drained() || time <= Instant::now())
-            {
+            if self.stop_by.is_some_and(|time| self.may_end(time)) {
                 self.end();
                 return Ok(());
             }
@@ -150,11 +152,20 @@ impl Runner {
         }
     }
 
+    /// After the signal to stop: nothing is left to write, nobody is there to read it, or the time is up.
+    fn may_end(&self, stop_by: Instant) -> bool {
+        let records = &self.records.socket;
+        records.is_drained() || records.peers().next().is_none() || stop_by <= Instant::now()
+    }
+
     fn timeout(&self) -> Option<Duration> {
         let stop = self
             .stop_by
             .map(|time| time.saturating_duration_since(Instant::now()));
-        [stop, self.ops.timeout(), self.records.timeout()]
+        let nudge = self
+            .nudge
+            .map(|(time, _)| time.saturating_duration_since(Instant::now()));
+        [stop, nudge, self.ops.timeout(), self.records.timeout()]
             .into_iter()
             .flatten()
             .min()
@@ -193,6 +204,7 @@ impl Runner {
     /// After every round: goes on with runs, writes what can be written, opens or closes the gate for output.
     fn settle(&mut self) {
         self.advance();
+        self.nudge_interpreter();
         if let Some(interpreter) = &mut self.interpreter {
             interpreter.pump(&self.epoll);
         }

@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use super::{MOST_EARLY_INPUT, Runner};
+use super::{MOST_EARLY_INPUT, NUDGES, Runner};
 use crate::command::{Command, StartError};
 use crate::interpreter::{Event, Interpreter};
 use crate::language::Query;
@@ -236,6 +237,7 @@ impl Runner {
             self.build_failed = code != 0;
         }
         self.current = None;
+        self.nudge = None;
         self.early_input.clear();
         self.input.clear();
         self.send(Record::Finished(phase, code));
@@ -262,10 +264,27 @@ impl Runner {
             Some(Current::Query { begun: true, .. }) => {
                 if let Some(interpreter) = &self.interpreter {
                     interpreter.signal(libc::SIGINT);
+                    self.nudge = Some((Instant::now() + Duration::from_millis(NUDGES[0]), 0));
                 }
             }
             Some(Current::Query { interrupted, .. }) => *interrupted = true,
         }
+    }
+
+    /// Nudges the interrupted interpreter, if it is time, until its code has ended.
+    pub(super) fn nudge_interpreter(&mut self) {
+        let Some((time, count)) = self.nudge else {
+            return;
+        };
+        if time > Instant::now() {
+            return;
+        }
+        if let Some(interpreter) = &self.interpreter {
+            interpreter.nudge();
+        }
+        let next = NUDGES.get(count + 1);
+        self.nudge =
+            next.map(|millis| (Instant::now() + Duration::from_millis(*millis), count + 1));
     }
 
     /// Something that the interpreter says about a run.

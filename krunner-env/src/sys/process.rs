@@ -162,6 +162,12 @@ pub(crate) fn signal_group(leader: Pid, signal: libc::c_int, reaped: bool) {
     }
 }
 
+/// Sends a signal to a child that has not been reaped.
+pub(crate) fn signal(pid: Pid, signal: libc::c_int) {
+    // SAFETY: no pointers.
+    unsafe { libc::kill(pid, signal) };
+}
+
 /// Makes orphans of our children ours to reap, as they are for PID 1 anyway.
 pub(crate) fn adopt_orphans() {
     if std::process::id() != 1 {

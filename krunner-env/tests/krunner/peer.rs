@@ -79,7 +79,15 @@ fn records_are_still_written_when_the_runner_is_stopped() {
     let mut kernel = shell();
     let mut agent = kernel.agent();
     agent.send("exec", "head -c 8000000 /dev/zero");
-    std::thread::sleep(Duration::from_millis(300));
+    // Its end record is queued when it has been reaped.
+    let children = format!("/proc/{0}/task/{0}/children", kernel.pid());
+    while !std::fs::read_to_string(&children)
+        .expect("it runs")
+        .is_empty()
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(100));
     let reader = std::thread::spawn(move || agent.recv_until("finished").stdout.len());
     assert_eq!(kernel.stop(libc::SIGTERM), Some(0));
     assert_eq!(reader.join().expect("all records came"), 8_000_000);

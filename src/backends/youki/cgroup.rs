@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
+use super::unified;
+use crate::runtime::Limits;
+
 /// How long a cgroup whose processes were just killed may still be busy.
 const BUSY: (u32, Duration) = (200, Duration::from_millis(5));
 
@@ -83,6 +86,39 @@ impl Hierarchies {
         Ok(())
     }
 
+    /// Whether only cgroup v2 is there: then the agent applies the limits, else the OCI spec carries them.
+    pub fn is_unified(&self) -> bool {
+        self.unified
+            .as_ref()
+            .is_some_and(|root| self.roots.contains(root))
+    }
+
+    /// The cgroup that libcontainer uses. On v2 it is one below ours, whose limits and totals nobody else writes.
+    pub fn inner(&self, path: &Path) -> PathBuf {
+        if self.is_unified() {
+            path.join("container")
+        } else {
+            path.to_owned()
+        }
+    }
+
+    /// Puts this process into the cgroup of a container.
+    pub fn join(&self, path: &Path) -> io::Result<()> {
+        for root in &self.roots {
+            let file = below(root, &self.inner(path)).join("cgroup.procs");
+            fs::write(&file, "0").map_err(|error| named(&file, &error))?;
+        }
+        Ok(())
+    }
+
+    /// On v2, writes the limits and reads them back; what Linux does not take is an error.
+    pub fn limit(&self, path: &Path, limits: &Limits) -> io::Result<()> {
+        match &self.unified {
+            Some(root) if self.is_unified() => unified::limit(root, path, limits),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether Linux killed a process of this cgroup for want of memory.
     pub fn oom_killed(&self, path: &Path) -> bool {
         let file = match (&self.memory, &self.unified) {
@@ -138,4 +174,56 @@ fn remove_tree(folder: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+31 25 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
+33 31 0:28 / /sys/fs/cgroup/memory rw shared:3 - cgroup cgroup rw,memory
+34 31 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
+35 31 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+
+    #[test]
+    fn on_a_hybrid_machine_the_first_version_is_used_and_systemds_own_is_left_alone() {
+        let all = Hierarchies::parse(HYBRID);
+        let names = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory"].map(PathBuf::from);
+        assert_eq!(all.roots, names);
+        assert!(!all.is_unified());
+        assert_eq!(
+            all.inner(Path::new("/backendai/a")),
+            Path::new("/backendai/a")
+        );
+    }
+
+    #[test]
+    fn on_a_unified_machine_the_container_is_one_below_its_limits() {
+        let all = Hierarchies::parse("35 31 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw");
+        assert!(all.is_unified());
+        assert_eq!(
+            all.inner(Path::new("/backendai/a")),
+            Path::new("/backendai/a/container")
+        );
+    }
+
+    #[test]
+    fn a_parent_goes_with_its_last_child() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let all = Hierarchies {
+            roots: vec![dir.path().to_owned()],
+            memory: None,
+            unified: None,
+        };
+        for name in ["/backendai/a", "/backendai/b/container"] {
+            all.create(Path::new(name)).expect("create");
+        }
+        all.remove(Path::new("/backendai/a")).expect("remove");
+        all.remove(Path::new("/backendai/a")).expect("remove again");
+        assert!(dir.path().join("backendai/b").exists());
+        all.remove(Path::new("/backendai/b")).expect("remove");
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 0);
+    }
 }

@@ -12,7 +12,8 @@ use rustix::fs::{FlockOperation, flock};
 use super::cgroup::Hierarchies;
 use super::monitor::Answer;
 use super::record::{Folder, Record};
-use super::{Inner, Rootfs, Youki};
+use super::{Inner, Rootfs, Youki, names};
+use crate::runtime::network::{Attachment, NetworkError};
 use crate::runtime::oci::{self, Placement};
 use crate::runtime::{
     BoxError, ContainerId, ContainerSpec, MountKind, NetworkMode, Result, RuntimeError,
@@ -75,7 +76,8 @@ impl Inner {
     fn fill(&self, spec: &ContainerSpec, rootfs: Rootfs, folder: &Folder) -> Result<(), BoxError> {
         let state = self.states().join(&spec.id.0);
         let cgroup = Path::new("/backendai").join(&spec.id.0);
-        let record = Record {
+        let bridged = spec.network == NetworkMode::Bridge;
+        let mut record = Record {
             id: spec.id.0.clone(),
             name: spec.name.clone(),
             image: rootfs.name,
@@ -87,24 +89,35 @@ impl Inner {
                 .collect(),
             address: None,
             cgroup: cgroup.clone(),
-            attached: false,
+            attached: bridged,
             lowers: rootfs.lowers,
             state: state.clone(),
             log_limit: spec.log_limit,
-            files: name_files(spec),
+            files: Vec::new(),
             cwd: spec.cwd.clone(),
         };
+        // First of all: whoever finds it can undo what follows.
+        folder.write("record.json", &record, false)?;
+        let attachment = if bridged {
+            Some(self.attach(spec)?)
+        } else {
+            None
+        };
+        record.address = attachment.as_ref().map(|it| it.address);
+        record.files = names::files(spec, record.address);
         folder.write("record.json", &record, false)?;
         for part in ["upper", "work"] {
             fs::create_dir_all(state.join(part))
                 .map_err(|error| format!("{}: {error}", state.display()))?;
         }
-        Hierarchies::read()?.create(&cgroup)?;
+        let hierarchies = Hierarchies::read()?;
+        hierarchies.create(&cgroup)?;
+        hierarchies.limit(&cgroup, &spec.limits)?;
         let place = Placement {
             rootfs: PathBuf::from("rootfs"),
-            netns: None,
-            cgroup,
-            limits: true,
+            netns: attachment.map(|it| it.netns),
+            cgroup: hierarchies.inner(&cgroup),
+            limits: !hierarchies.is_unified(),
             image_env: rootfs.env,
             open_files: open_files(),
         };
@@ -114,24 +127,31 @@ impl Inner {
         self.spawn_monitor(&spec.id, folder)
     }
 
+    /// Connects a container; runs to its end, as all of `create` does.
+    fn attach(&self, spec: &ContainerSpec) -> Result<Attachment, BoxError> {
+        let attached = self
+            .tokio
+            .block_on(self.network.attach(&spec.id.0, &spec.ports));
+        attached.map_err(|error| match error {
+            NetworkError::PortTaken { .. } => {
+                RuntimeError::Invalid(format!("container {}: {error}", spec.id)).into()
+            }
+            other => BoxError::from(other),
+        })
+    }
+
     /// Starts the monitor and waits until it has made the container.
     fn spawn_monitor(&self, id: &ContainerId, folder: &Folder) -> Result<(), BoxError> {
         let (mut ours, theirs) = UnixStream::pair()?;
-        let program = self
-            .config
-            .monitor_exe
-            .clone()
-            .unwrap_or_else(|| "/proc/self/exe".into());
-        let child = Command::new(&program)
+        let child = Command::new(self.program.path())
             .arg("__monitor")
             .arg(folder.path())
             .env_clear()
-            .current_dir("/")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| format!("starting the monitor {}: {error}", program.display()))?;
+            .map_err(|error| format!("starting the monitor: {error}"))?;
         self.monitors
             .lock()
             .expect("no panic while held")
@@ -200,9 +220,6 @@ fn check(spec: &ContainerSpec) -> Result<()> {
             "ports are forwarded only with a network of its own on the bridge".to_owned(),
         );
     }
-    if spec.network == NetworkMode::Bridge {
-        return wrong("this engine has no bridge".to_owned());
-    }
     Ok(())
 }
 
@@ -220,24 +237,6 @@ fn check_sources(spec: &ContainerSpec) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The files by which names are resolved inside.
-fn name_files(spec: &ContainerSpec) -> Vec<(PathBuf, String)> {
-    let host = &spec.hostname;
-    let hosts = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{host}\n"
-    );
-    let mut files = vec![
-        ("/etc/hostname".into(), format!("{host}\n")),
-        ("/etc/hosts".into(), hosts),
-    ];
-    if spec.network == NetworkMode::Host
-        && let Ok(text) = fs::read_to_string("/etc/resolv.conf")
-    {
-        files.push(("/etc/resolv.conf".into(), text));
-    }
-    files
 }
 
 fn open_files() -> u64 {

@@ -92,7 +92,7 @@ impl Inner {
 
     pub(super) fn start(&self, id: &ContainerId) -> Result<Pid, BoxError> {
         let (folder, ..) = self.known(id)?;
-        if folder.started() {
+        if folder.started() || folder.exit()?.is_some() {
             return Err(RuntimeError::Invalid(format!("container {id} was started before")).into());
         }
         match ask_start(&folder) {

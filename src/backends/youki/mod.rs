@@ -6,11 +6,15 @@
 
 mod cgroup;
 mod create;
+mod exec;
+mod images;
 mod life;
 mod monitor;
+mod names;
 mod record;
 mod remove;
 mod rootfs;
+mod unified;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,13 +23,16 @@ use std::process::{Child, ExitCode};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 
 use self::record::Folder;
 use super::EngineConfig;
+use crate::runtime::network::{Network, NetworkConfig};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
     ExitStatus, Pid, Result, RuntimeError, RuntimeInfo,
 };
+use crate::sys::program::ReadOnlyProgram;
 
 /// Name of the engine.
 const NAME: &str = "youki";
@@ -55,6 +62,7 @@ pub fn helper_main() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     match (args.next()?.to_str()?, args.next()) {
         ("__monitor", Some(folder)) => Some(monitor::monitor_main(folder.into())),
+        ("__exec", None) => Some(exec::exec_main()),
         _ => None,
     }
 }
@@ -67,6 +75,11 @@ pub struct Youki(Arc<Inner>);
 struct Inner {
     config: EngineConfig,
     images: Arc<dyn RootfsSource>,
+    /// This program, for monitors and helpers.
+    program: ReadOnlyProgram,
+    network: Network,
+    /// Where `create` and `remove`, which run on threads of their own, wait for the network.
+    tokio: Handle,
     /// Monitors that this process started and must reap.
     monitors: Mutex<HashMap<String, Child>>,
 }
@@ -77,9 +90,24 @@ impl Youki {
     /// # Errors
     /// When a folder cannot be made, or libcontainer's needs are not met.
     pub async fn open(config: EngineConfig, images: Arc<dyn RootfsSource>) -> Result<Self> {
+        let program = config
+            .monitor_exe
+            .clone()
+            .unwrap_or_else(|| "/proc/self/exe".into());
+        let program = ReadOnlyProgram::open(&program).map_err(|error| {
+            engine_error(
+                format!("opening the program {}", program.display()),
+                error.into(),
+            )
+        })?;
+        let network = Network::open(&config.run_dir, NetworkConfig::default())
+            .map_err(|error| engine_error("opening the network".to_owned(), error.into()))?;
         let this = Self(Arc::new(Inner {
             config,
             images,
+            program,
+            network,
+            tokio: Handle::current(),
             monitors: Mutex::default(),
         }));
         this.blocking("opening the engine", |inner| inner.open_folders())
@@ -206,7 +234,7 @@ impl ContainerRuntime for Youki {
         .await
     }
 
-    async fn exec(&self, id: &ContainerId, _spec: &ExecSpec) -> Result<ExecOutput> {
-        Err(engine_error(format!("exec in {id}"), "to come".into()))
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
+        self.exec_in(id, spec).await
     }
 }

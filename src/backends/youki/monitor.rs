@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
@@ -119,6 +119,7 @@ impl Monitor {
         let lock = hold(&folder)?;
         // Fails when it leads a group already, which does no harm.
         let _ = setsid();
+        std::env::set_current_dir("/")?;
         set_child_subreaper(Some(Pid::INIT))?;
         let record = folder.record()?.ok_or("the container has no record")?;
         rootfs::own_mounts()?;
@@ -377,6 +378,7 @@ impl Program {
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        crate::sys::signal::default_sigpipe();
         get_executor()
             .exec(spec)
             .inspect_err(|error| self.say(&chain(error)))
@@ -390,11 +392,6 @@ impl Executor for Program {
             .validate(spec)
             .inspect_err(|error| self.say(&error.to_string()))
     }
-}
-
-/// Folder of libcontainer's state.
-pub(super) fn oci_root(folder: &Path) -> PathBuf {
-    folder.join("oci")
 }
 
 /// Asks the monitor in `folder` to start its container; blocks.

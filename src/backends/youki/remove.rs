@@ -55,6 +55,9 @@ impl Inner {
         self.end_processes(id, folder)?;
         let record = folder.record()?;
         if let Some(record) = &record {
+            if record.attached {
+                self.tokio.block_on(self.network.detach(&id.0))?;
+            }
             Hierarchies::read()?.remove(&record.cgroup)?;
         }
         remove_folder(&self.states().join(&id.0))?;

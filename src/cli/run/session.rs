@@ -19,6 +19,7 @@ use crate::manager::Node;
 use crate::resource::device::{Cpu, Memory};
 use crate::resource::slot::{Amount, SlotAmounts, parse_bytes};
 use crate::runtime::{ImageInfo, LABEL_AGENT_ID};
+use crate::stats::StatsCollector;
 
 /// Label that makes an image a kernel's.
 const KERNELSPEC: &str = "ai.backend.kernelspec";
@@ -96,6 +97,7 @@ impl Session {
             runtime: Arc::clone(&place.runtime),
             images: Arc::clone(&place.images),
             connect: Arc::clone(&place.connect),
+            stats: StatsCollector::default(),
             events,
         })
         .await?;
@@ -169,7 +171,7 @@ async fn find_image(place: &Place, args: &RunArgs) -> anyhow::Result<ImageInfo> 
         .into_iter()
         .filter(|it| it.labels.contains_key(KERNELSPEC));
     kernels.next().context(
-        "no kernel image is in the store; add one with `backendai-agent image import FILE \
+        "no kernel image is in the store; add one with `backendai-agent image import FILE NAME \
          --label ai.backend.kernelspec=1`, or name any image with --image",
     )
 }

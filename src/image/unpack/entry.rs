@@ -426,7 +426,12 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn make_way(&mut self, at: BorrowedFd<'_>, name: &OsStr, there: Option<&Stat>) -> io::Result<()> {
+    fn make_way(
+        &mut self,
+        at: BorrowedFd<'_>,
+        name: &OsStr,
+        there: Option<&Stat>,
+    ) -> io::Result<()> {
         if !there.is_some_and(|stat| tree::kind(stat) == FileType::RegularFile) {
             self.tree.forget();
         }
@@ -472,7 +477,11 @@ fn kept(xattr: &str) -> bool {
 fn pax_time(value: &[u8]) -> Option<(u64, u32)> {
     let text = std::str::from_utf8(value).ok()?;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
     Some((seconds.parse().ok()?, digits.parse().ok()?))
 }
 

@@ -3,14 +3,19 @@
 mod entry;
 mod tree;
 
+use std::cell::Cell;
 use std::io::{self, Read};
 use std::path::Path;
+use std::rc::Rc;
 
 use sha2::{Digest, Sha256};
 
 use self::entry::Unpacker;
 use super::compression::decompress;
 use super::error::{ImageError, Result};
+
+/// Bytes of the headers of one entry, long names and attributes included; they are held in memory.
+const HEADERS: u64 = 1 << 20;
 
 /// Bounds for one layer, against archives made to fill the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,16 +42,23 @@ pub(crate) struct Unpacked {
     pub(crate) diff_id: String,
     /// Bytes of its files.
     pub(crate) size: u64,
+    /// Bytes of the uncompressed tar.
+    pub(crate) tar_size: u64,
 }
 
 /// Unpacks a tar (plain, gzip or zstd) into an empty folder. What it leaves after an error is the caller's to remove.
 pub(crate) fn unpack(what: &str, source: impl Read, to: &Path, limits: Limits) -> Result<Unpacked> {
     let (_, plain) = decompress(source).map_err(|error| broken(what, error))?;
-    let mut archive = tar::Archive::new(Meter::new(plain));
+    let allowance = Rc::new(Cell::new(HEADERS));
+    let mut archive = tar::Archive::new(Meter::new(plain, allowance.clone()));
     let mut unpacker = Unpacker::new(what, to, limits)?;
     for entry in archive.entries().map_err(|error| broken(what, error))? {
-        unpacker.add(entry.map_err(|error| broken(what, error))?)?;
+        let entry = entry.map_err(|error| broken(what, error))?;
+        allowance.set(entry.size().saturating_add(HEADERS));
+        unpacker.add(entry)?;
+        allowance.set(HEADERS);
     }
+    allowance.set(u64::MAX);
     let size = unpacker.finish()?;
     let mut meter = archive.into_inner();
     // Compressed padding without end is a bomb as well.
@@ -63,6 +75,7 @@ pub(crate) fn unpack(what: &str, source: impl Read, to: &Path, limits: Limits) -
     Ok(Unpacked {
         diff_id: format!("sha256:{}", hex::encode(meter.hash.finalize())),
         size,
+        tar_size: meter.size,
     })
 }
 
@@ -81,15 +94,20 @@ pub(crate) fn broken(what: &str, error: io::Error) -> ImageError {
 /// Counts and digests what is read.
 struct Meter<R> {
     source: R,
+    size: u64,
+    /// Bytes that may be read until somebody allows more.
+    allowance: Rc<Cell<u64>>,
     hash: Sha256,
     /// Zero bytes at the end so far: a whole archive ends with blocks of them.
     zeros: u64,
 }
 
 impl<R> Meter<R> {
-    fn new(source: R) -> Self {
+    fn new(source: R, allowance: Rc<Cell<u64>>) -> Self {
         Self {
             source,
+            size: 0,
+            allowance,
             hash: Sha256::new(),
             zeros: 0,
         }
@@ -100,6 +118,10 @@ impl<R: Read> Read for Meter<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.source.read(buffer)?;
         let bytes = &buffer[..count];
+        self.size += count as u64;
+        let left = self.allowance.get().checked_sub(count as u64);
+        let left = left.ok_or_else(|| io::Error::other("a header is larger than 1 MiB"))?;
+        self.allowance.set(left);
         self.hash.update(bytes);
         let tail = bytes.iter().rev().take_while(|byte| **byte == 0).count() as u64;
         self.zeros = if tail == count as u64 {

@@ -278,6 +278,61 @@ mod tests {
         )
     }
 
+    const METHODS: [&str; 17] = [
+        "ping",
+        "ping_kernel",
+        "create_kernel",
+        "destroy_kernel",
+        "interrupt_kernel",
+        "get_completions",
+        "get_logs",
+        "restart_kernel",
+        "execute",
+        "start_service",
+        "upload_file",
+        "download_file",
+        "list_files",
+        "refresh_idle",
+        "shutdown_agent",
+        "reset_agent",
+        "clean_all_kernels",
+    ];
+
+    /// Any value that a caller could send.
+    fn any_value() -> impl proptest::strategy::Strategy<Value = Value> {
+        use proptest::prelude::*;
+        let leaf = prop_oneof![
+            Just(Value::Nil),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from),
+            prop_oneof!["image", "registry", "resource_slots", "mounts", "k-1"]
+                .prop_map(Value::from),
+            any::<Vec<u8>>().prop_map(Value::Binary),
+        ];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::Array),
+                proptest::collection::vec((inner.clone(), inner), 0..5).prop_map(Value::Map),
+            ]
+        })
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_arguments_make_a_method_panic(
+            args in proptest::collection::vec(any_value(), 0..8),
+        ) {
+            for method in METHODS {
+                let known = decoded(method, list(args.clone()));
+                if let Decoded::Answer(Err(error)) = known {
+                    proptest::prop_assert!(!error.repr().starts_with("NotFoundError"));
+                }
+            }
+        }
+    }
+
     #[test]
     fn modes_say_what_is_sent_to_the_runner() {
         let batch = ExecuteMode::Batch {

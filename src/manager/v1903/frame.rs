@@ -64,11 +64,58 @@ impl Call {
 /// How deep arguments may be nested.
 const DEPTH: usize = 128;
 
+/// How many values one frame may hold: decoded, each takes 40 bytes, however short it was.
+const VALUES: u64 = 4 << 20;
+
+/// Refuses frames that would take much more memory than they have bytes. Reads no further than the first problem.
+fn count(frame: &[u8]) -> Result<(), &'static str> {
+    let (mut rest, mut expected, mut seen) = (frame, 1u64, 0u64);
+    while expected > 0 {
+        let (&marker, after) = rest.split_first().ok_or("the value is cut off")?;
+        let (head, data, children) = match marker {
+            0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => (0, 0, 0),
+            0x80..=0x8f => (0, 0, u64::from(marker & 0x0f) * 2),
+            0x90..=0x9f => (0, 0, u64::from(marker & 0x0f)),
+            0xa0..=0xbf => (0, u64::from(marker & 0x1f), 0),
+            0xc1 => return Err("the marker 0xc1 is not used"),
+            0xc4 | 0xd9 => (1, number(after, 1)?, 0),
+            0xc5 | 0xda => (2, number(after, 2)?, 0),
+            0xc6 | 0xdb => (4, number(after, 4)?, 0),
+            0xc7..=0xc9 | 0xd4..=0xd8 => return Err("extension types are not taken"),
+            0xcc | 0xd0 => (1, 0, 0),
+            0xcd | 0xd1 => (2, 0, 0),
+            0xca | 0xce | 0xd2 => (4, 0, 0),
+            0xcb | 0xcf | 0xd3 => (8, 0, 0),
+            0xdc => (2, 0, number(after, 2)?),
+            0xdd => (4, 0, number(after, 4)?),
+            0xde => (2, 0, number(after, 2)? * 2),
+            0xdf => (4, 0, number(after, 4)? * 2),
+        };
+        seen += 1;
+        expected = expected - 1 + children;
+        if seen + expected > VALUES {
+            return Err("there are too many values");
+        }
+        let skip = usize::try_from(head + data).map_err(|_| "the value is cut off")?;
+        rest = after.get(skip..).ok_or("the value is cut off")?;
+    }
+    Ok(())
+}
+
+/// The big-endian number of the first `width` bytes.
+fn number(data: &[u8], width: usize) -> Result<u64, &'static str> {
+    let digits = data.get(..width).ok_or("the value is cut off")?;
+    Ok(digits
+        .iter()
+        .fold(0, |sum, &digit| sum << 8 | u64::from(digit)))
+}
+
 /// Decodes one msgpack value that fills the frame and whose texts are UTF-8; extension types are refused.
 ///
 /// # Errors
 /// [`BadCall::Arguments`]; `what` names the frame.
 pub fn decode<'a>(what: &'static str, frame: &'a [u8]) -> Result<ValueRef<'a>, BadCall> {
+    count(frame).map_err(|text| BadCall::Arguments(what, text.to_owned()))?;
     let mut rest = frame;
     let value = rmpv::decode::read_value_ref_with_max_depth(&mut rest, DEPTH)
         .map_err(|error| BadCall::Arguments(what, error.to_string()))?;
@@ -83,7 +130,6 @@ pub fn decode<'a>(what: &'static str, frame: &'a [u8]) -> Result<ValueRef<'a>, B
 fn check(value: &ValueRef<'_>) -> Result<(), &'static str> {
     match value {
         ValueRef::String(text) if text.as_str().is_none() => Err("a text is not UTF-8"),
-        ValueRef::Ext(..) => Err("extension types are not taken"),
         ValueRef::Array(items) => items.iter().try_for_each(check),
         ValueRef::Map(pairs) => pairs
             .iter()
@@ -149,6 +195,31 @@ mod tests {
         }
         let deep = vec![0x91; 1 << 20];
         assert!(decode("arguments", &deep).is_err());
+    }
+
+    #[test]
+    fn many_short_values_are_refused_before_they_take_memory() {
+        let list = |count: u32| {
+            let mut frame = vec![0xdd];
+            frame.extend(count.to_be_bytes());
+            frame.resize(frame.len() + count as usize, 0xc0);
+            frame
+        };
+        assert!(decode("arguments", &list(1 << 20)).is_ok());
+        let refused = decode("arguments", &list(5 << 20)).expect_err("too many");
+        assert!(refused.to_string().contains("too many values"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn counting_and_decoding_agree(bytes: Vec<u8>) {
+            let mut rest = &bytes[..];
+            let decoded = rmpv::decode::read_value(&mut rest).is_ok();
+            let reserved_or_ext = bytes.iter().any(|b| matches!(b, 0xc1 | 0xc7..=0xc9 | 0xd4..=0xd8));
+            if !reserved_or_ext {
+                proptest::prop_assert_eq!(count(&bytes).is_ok(), decoded);
+            }
+        }
     }
 
     #[test]

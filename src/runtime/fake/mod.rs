@@ -225,7 +225,7 @@ impl Container {
             state: self.state,
             labels: self.spec.labels.clone(),
             pid: self.pid,
-            cgroup: None,
+            cgroup: Some(format!("/fake/{}", self.spec.id).into()),
             address: None,
             ports: self.spec.ports.clone(),
             exit: self.exit,

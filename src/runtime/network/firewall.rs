@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use ipnet::Ipv4Net;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Attachment, NetworkError};
 
@@ -22,8 +22,9 @@ pub(super) fn write(
 pub(super) fn remove(name: &str) -> Result<(), NetworkError> {
     run(&format!("table ip {name} {{}}\ndelete table ip {name}\n"))?;
     let mut deletions = String::new();
-    for (chain, rules) in foreign_chains()? {
-        for handle in ours(&rules, name) {
+    // In any chain: what made a rule necessary may be gone by now.
+    for rule in filter_table()?.iter().map(|item| &item["rule"]) {
+        if let (Some(chain), Some(handle)) = (rule["chain"].as_str(), our_handle(rule, name)) {
             deletions.push_str(&format!("delete rule ip filter {chain} handle {handle}\n"));
         }
     }
@@ -34,14 +35,36 @@ pub(super) fn remove(name: &str) -> Result<(), NetworkError> {
     }
 }
 
-/// Whether the table is there.
-pub(super) fn present(name: &str) -> Result<bool, NetworkError> {
-    let list = list(&["list", "tables", "ip"])?;
-    let is_ours = |item: &Value| item["table"]["name"] == *name;
-    Ok(list.iter().any(is_ours))
+/// Whether the table is there with all its rules and forwards exactly the ports of these connections.
+pub(super) fn intact(name: &str, all: &[(String, Attachment)]) -> Result<bool, NetworkError> {
+    let tables = list(&["list", "tables", "ip"])?;
+    if !tables.iter().any(|item| item["table"]["name"] == *name) {
+        return Ok(false);
+    }
+    let table = list(&["list", "table", "ip", name])?;
+    let rules = table.iter().filter(|item| item["rule"].is_object()).count();
+    let found = table
+        .iter()
+        .filter_map(|item| item["map"]["elem"].as_array())
+        .flatten()
+        .map(|element| (element[0].clone(), element[1]["concat"].clone()));
+    let mut found: Vec<(Value, Value)> = found.collect();
+    let mut wanted = Vec::new();
+    for (_, attachment) in all {
+        let address = attachment.address.to_string();
+        let ports = attachment.ports.iter();
+        wanted.extend(ports.map(|(host, inside)| (json!(host), json!([address, inside]))));
+    }
+    found.sort_by_key(|(port, _)| port.as_u64());
+    wanted.sort_by_key(|(port, _)| port.as_u64());
+    Ok(rules == RULES && found == wanted)
 }
 
-/// The whole table. Forwarding is one look-up in a map, whatever the number of ports.
+/// How many rules [`script`] has.
+const RULES: usize = 10;
+
+/// The whole table. Forwarding is one look-up in a map, whatever the number of ports. From outside only forwarded ports
+/// are reached, and `guard` takes back what `route_localnet` opens: the host's loopback services to containers.
 fn script(name: &str, subnet: Ipv4Net, all: &[(String, Attachment)]) -> String {
     let ports: Vec<String> = all
         .iter()
@@ -78,7 +101,13 @@ table ip {name} {{
   chain forward {{
     type filter hook forward priority 0;
     iifname \"{name}\" accept
-    oifname \"{name}\" accept
+    oifname \"{name}\" ct state established,related accept
+    oifname \"{name}\" ct status dnat accept
+    oifname \"{name}\" drop
+  }}
+  chain guard {{
+    type filter hook prerouting priority -300;
+    iifname \"{name}\" ip daddr 127.0.0.0/8 drop
   }}
 }}
 "
@@ -96,7 +125,7 @@ pub(super) fn open_forward(name: &str) -> Result<(), NetworkError> {
     else {
         return Ok(());
     };
-    if !ours(rules, name).is_empty() {
+    if rules.iter().any(|rule| our_handle(rule, name).is_some()) {
         return Ok(());
     }
     let rule = |side: &str| {
@@ -114,11 +143,7 @@ fn comment(name: &str) -> String {
 
 /// The chains in which a rule of ours may be needed: FORWARD with a dropping policy, and Docker's own hook in it.
 fn foreign_chains() -> Result<Vec<(String, Vec<Value>)>, NetworkError> {
-    let tables = list(&["list", "tables", "ip"])?;
-    if !tables.iter().any(|item| item["table"]["name"] == "filter") {
-        return Ok(Vec::new());
-    }
-    let all = list(&["list", "table", "ip", "filter"])?;
+    let all = filter_table()?;
     let is_candidate = |chain: &Value| {
         (chain["name"] == "FORWARD" && chain["policy"] == "drop") || chain["name"] == "DOCKER-USER"
     };
@@ -138,14 +163,18 @@ fn foreign_chains() -> Result<Vec<(String, Vec<Value>)>, NetworkError> {
         .collect())
 }
 
-/// Handles of our rules among these.
-fn ours(rules: &[Value], name: &str) -> Vec<u64> {
-    let is_ours = |rule: &&Value| rule["comment"] == *comment(name);
-    rules
-        .iter()
-        .filter(is_ours)
-        .filter_map(|rule| rule["handle"].as_u64())
-        .collect()
+/// All there is in `ip filter`, the table of iptables.
+fn filter_table() -> Result<Vec<Value>, NetworkError> {
+    let tables = list(&["list", "tables", "ip"])?;
+    if !tables.iter().any(|item| item["table"]["name"] == "filter") {
+        return Ok(Vec::new());
+    }
+    list(&["list", "table", "ip", "filter"])
+}
+
+/// The handle of a rule, if it is ours.
+fn our_handle(rule: &Value, name: &str) -> Option<u64> {
+    (rule["comment"] == *comment(name)).then(|| rule["handle"].as_u64())?
 }
 
 fn list(args: &[&str]) -> Result<Vec<Value>, NetworkError> {

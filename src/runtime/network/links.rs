@@ -55,7 +55,7 @@ pub(super) fn connect(
                 format!("make network namespace {}", attachment.netns.display()),
             ))?;
             let (inside, _inside_task) = connection()?;
-            add_veth(&host, bridge, &namespace, &attachment.interface).await?;
+            add_veth(&host, bridge, &namespace, attachment).await?;
             configure_inside(&inside, attachment).await
         })
     })
@@ -111,7 +111,12 @@ pub(super) async fn ensure_bridge(
         None => {
             let make = host
                 .link()
-                .add(LinkBridge::new(name).up().build())
+                .add(
+                    LinkBridge::new(name)
+                        .address(hardware_address(gateway(subnet)))
+                        .up()
+                        .build(),
+                )
                 .execute()
                 .await;
             make.map_err(NetworkError::netlink(format!("make bridge {name}")))?;
@@ -135,14 +140,25 @@ pub(super) async fn ensure_bridge(
     Ok(index)
 }
 
+/// A hardware address that goes with the address: neighbours' tables stay right when an address is used again, and the
+/// bridge does not take over that of whichever container came last.
+fn hardware_address(address: Ipv4Addr) -> Vec<u8> {
+    // Locally administered, unicast.
+    let mut all = vec![0x02, 0xba];
+    all.extend(address.octets());
+    all
+}
+
 async fn add_veth(
     host: &Handle,
     bridge: u32,
     namespace: &File,
-    name: &str,
+    attachment: &Attachment,
 ) -> Result<(), NetworkError> {
+    let name = &attachment.interface;
     let peer = rtnetlink::LinkMessageBuilder::<LinkUnspec>::new()
         .name(INSIDE)
+        .address(hardware_address(attachment.address))
         .setns_by_fd(namespace.as_raw_fd());
     let pair = LinkVeth::new(name, INSIDE)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))

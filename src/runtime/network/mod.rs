@@ -32,6 +32,12 @@ pub enum NetworkError {
         /// The container that has it.
         holder: String,
     },
+    /// The container has a connection already.
+    #[error("container {0} is connected already; disconnect it first")]
+    Connected(String),
+    /// The text cannot name a container's files.
+    #[error("{0:?} cannot be a container's id here: it is not a plain file name")]
+    InvalidId(String),
     /// Every address of the subnet is given away.
     #[error("no free address in {0}; choose a larger subnet")]
     AddressesExhausted(Ipv4Net),
@@ -120,7 +126,8 @@ impl Network {
     /// on failure; once it has begun it runs to its end even when the caller goes away.
     ///
     /// # Errors
-    /// [`NetworkError::PortTaken`], [`NetworkError::AddressesExhausted`], or what Linux or `nft` refused.
+    /// [`NetworkError::PortTaken`], [`NetworkError::Connected`], [`NetworkError::InvalidId`],
+    /// [`NetworkError::AddressesExhausted`], or what Linux or `nft` refused.
     pub async fn attach(
         &self,
         id: &str,
@@ -142,7 +149,8 @@ impl Network {
         self.blocking(move |store| detach(store, &id)).await
     }
 
-    /// Puts back the bridge's settings and the rules that others took away. Does nothing without containers.
+    /// Puts back the bridge's settings and the rules that others took away, and adds the rule that a dockerd started
+    /// meanwhile makes necessary. What is as it should be is not touched. Does nothing without containers.
     ///
     /// # Errors
     /// What Linux or `nft` refused.
@@ -150,13 +158,33 @@ impl Network {
         self.blocking(|store| {
             let lock = store.lock()?;
             let all = lock.all()?;
-            if all.is_empty() || firewall::present(&store.name)? {
+            if all.is_empty() {
                 return Ok(());
             }
             let subnet = store.subnet()?;
             links::with_host(async |host| links::ensure_bridge(host, &store.name, subnet).await)?;
-            firewall::write(&store.name, subnet, &all)?;
+            if !firewall::intact(&store.name, &all)? {
+                firewall::write(&store.name, subnet, &all)?;
+            }
             firewall::open_forward(&store.name)
+        })
+        .await
+    }
+
+    /// Takes every connection away, and the bridge and the table even when no record tells of them.
+    ///
+    /// # Errors
+    /// Everything that went wrong; every step is tried nevertheless.
+    pub async fn teardown(&self) -> Result<(), NetworkError> {
+        self.blocking(|store| {
+            let lock = store.lock()?;
+            let mut errors = Vec::new();
+            for (id, _) in lock.all()? {
+                errors.extend(take_away(store, &lock, &id).err());
+            }
+            errors.extend(firewall::remove(&store.name).err());
+            errors.extend(links::remove_bridge(&store.name).err());
+            several(errors)
         })
         .await
     }
@@ -181,11 +209,19 @@ impl Network {
 }
 
 fn attach(store: &Store, id: &str, ports: Vec<(u16, u16)>) -> Result<Attachment, NetworkError> {
+    if id.is_empty() || id.starts_with('.') || id.contains('/') {
+        return Err(NetworkError::InvalidId(id.to_owned()));
+    }
     let lock = store.lock()?;
     let mut all = lock.all()?;
-    if let Some((port, holder)) = taken(&all, &ports) {
+    if all.iter().any(|(known, _)| known == id) {
+        return Err(NetworkError::Connected(id.to_owned()));
+    }
+    if let Some((port, holder)) = taken(&all, &ports).or_else(|| repeated(id, &ports)) {
         return Err(NetworkError::PortTaken { port, holder });
     }
+    // Whoever chooses a subnet must see the bridges of all others.
+    let _alone = all.is_empty().then(store::lock_host).transpose()?;
     let subnet = store.subnet()?;
     let address = free_address(subnet, &all)?;
     let attachment = Attachment {
@@ -251,12 +287,26 @@ fn take_away(store: &Store, lock: &store::Locked<'_>, id: &str) -> Result<(), Ne
     }
     if errors.is_empty() {
         errors.extend(lock.remove(id).err());
+        if all.is_empty() {
+            errors.extend(lock.forget_subnet().err());
+        }
     }
+    several(errors)
+}
+
+fn several(mut errors: Vec<NetworkError>) -> Result<(), NetworkError> {
     match errors.len() {
         0 => Ok(()),
         1 => Err(errors.remove(0)),
         _ => Err(NetworkError::Several(errors)),
     }
+}
+
+/// A host port that one container asks for twice.
+fn repeated(id: &str, ports: &[(u16, u16)]) -> Option<(u16, String)> {
+    let mut seen = std::collections::BTreeSet::new();
+    let twice = ports.iter().find(|(host, _)| !seen.insert(*host))?;
+    Some((twice.0, id.to_owned()))
 }
 
 fn taken(all: &[(String, Attachment)], ports: &[(u16, u16)]) -> Option<(u16, String)> {
@@ -327,5 +377,10 @@ mod tests {
             Some((30000, "c30000".into()))
         );
         assert_eq!(taken(&all, &[(30001, 2000)]), None);
+        assert_eq!(repeated("c", &[(30001, 1), (30002, 1)]), None);
+        assert_eq!(
+            repeated("c", &[(30001, 1), (30001, 2)]),
+            Some((30001, "c".into()))
+        );
     }
 }

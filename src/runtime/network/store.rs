@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use ipnet::Ipv4Net;
 use rustix::fs::{FlockOperation, flock};
@@ -34,7 +33,6 @@ pub(super) struct Store {
     /// Name of the bridge and the table.
     pub(super) name: String,
     configured: Option<Ipv4Net>,
-    chosen: OnceLock<Ipv4Net>,
 }
 
 /// The records while this process may change them.
@@ -62,29 +60,29 @@ impl Store {
             netns,
             name,
             configured: config.subnet,
-            chosen: OnceLock::new(),
         })
     }
 
     /// The subnet: configured, recorded by an earlier process, or chosen now. Call it under the lock.
     pub(super) fn subnet(&self) -> Result<Ipv4Net, NetworkError> {
-        if let Some(known) = self.configured.or_else(|| self.chosen.get().copied()) {
-            return Ok(known);
+        if let Some(configured) = self.configured {
+            return Ok(configured);
         }
-        let path = self.folder.join("subnet");
+        let path = self.subnet_file();
         let recorded = fs::read_to_string(&path)
             .ok()
             .and_then(|text| text.trim().parse().ok());
-        let subnet = match recorded {
-            Some(subnet) => subnet,
-            None => {
-                let subnet = self.choose()?;
-                fs::write(&path, subnet.to_string())
-                    .map_err(NetworkError::host(format!("write {}", path.display())))?;
-                subnet
-            }
-        };
-        Ok(*self.chosen.get_or_init(|| subnet))
+        if let Some(subnet) = recorded {
+            return Ok(subnet);
+        }
+        let subnet = self.choose()?;
+        fs::write(&path, subnet.to_string())
+            .map_err(NetworkError::host(format!("write {}", path.display())))?;
+        Ok(subnet)
+    }
+
+    fn subnet_file(&self) -> PathBuf {
+        self.folder.join("subnet")
     }
 
     /// The first candidate without a route; different run directories begin at different ones.
@@ -160,17 +158,36 @@ impl Locked<'_> {
     }
 
     pub(super) fn remove(&self, id: &str) -> Result<(), NetworkError> {
-        let path = self.path(id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(NetworkError::host(
-                format!("remove {}", path.display()),
-            )(error)),
-            _ => Ok(()),
-        }
+        remove_file(&self.path(id))
+    }
+
+    /// The next container's subnet is chosen anew: the host's routes may have changed by then.
+    pub(super) fn forget_subnet(&self) -> Result<(), NetworkError> {
+        remove_file(&self.store.subnet_file())
     }
 
     fn path(&self, id: &str) -> PathBuf {
         self.store.folder.join(format!("{id}.json"))
+    }
+}
+
+/// Waits until no other agent on this host chooses a subnet: the lock is on the network namespace itself, so that those
+/// with other run directories take the same one.
+pub(super) fn lock_host() -> Result<File, NetworkError> {
+    let locked = File::open("/proc/thread-self/ns/net").and_then(|file| {
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
+    });
+    locked.map_err(NetworkError::host("lock the host's network namespace"))
+}
+
+fn remove_file(path: &Path) -> Result<(), NetworkError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(NetworkError::host(format!(
+            "remove {}",
+            path.display()
+        ))(error)),
+        _ => Ok(()),
     }
 }
 

@@ -1,0 +1,61 @@
+//! The files by which a container resolves names: its host name, the hosts it knows, the name servers it asks.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use crate::runtime::{ContainerSpec, NetworkMode};
+
+/// Where systemd-resolved keeps the real servers when /etc/resolv.conf names its own stub.
+const SOURCES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+
+/// Files to write into the root, by absolute path inside.
+pub(super) fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<(PathBuf, String)> {
+    let host = &spec.hostname;
+    let own = address.unwrap_or(Ipv4Addr::new(127, 0, 1, 1));
+    let hosts =
+        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{host}\n");
+    let mut files = vec![
+        ("/etc/hostname".into(), format!("{host}\n")),
+        ("/etc/hosts".into(), hosts),
+    ];
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let servers = match spec.network {
+        NetworkMode::None => None,
+        NetworkMode::Host => read(SOURCES[0]),
+        NetworkMode::Bridge => {
+            let texts: Vec<_> = SOURCES.iter().filter_map(|path| read(path)).collect();
+            texts.iter().find_map(|text| reachable(text))
+        }
+    };
+    files.extend(servers.map(|text| ("/etc/resolv.conf".into(), text)));
+    files
+}
+
+/// A resolv.conf without the servers on the host's loopback interface; `None` when no server is left.
+fn reachable(text: &str) -> Option<String> {
+    let server = |line: &str| {
+        let rest = line.trim().strip_prefix("nameserver")?;
+        rest.trim().parse::<IpAddr>().ok()
+    };
+    let kept = text
+        .lines()
+        .filter(|line| !server(line).is_some_and(|ip| ip.is_loopback()));
+    let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
+    kept.lines()
+        .any(|line| server(line).is_some())
+        .then_some(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_on_the_hosts_loopback_are_left_out() {
+        let text = "search a.b\nnameserver 127.0.0.53\nnameserver 192.0.2.1\noptions edns0\n";
+        let kept = reachable(text).expect("one server is left");
+        assert_eq!(kept, "search a.b\nnameserver 192.0.2.1\noptions edns0\n");
+        assert_eq!(reachable("nameserver ::1\nsearch a\n"), None);
+    }
+}

@@ -1,0 +1,107 @@
+//! The node below every front-end: the engine, the krunner layer, and the agent on top of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use super::CommonArgs;
+use super::daemon::Place;
+use crate::agent::event::EventSender;
+use crate::agent::{Agent, AgentConfig};
+use crate::backends::{self, Engine, EngineConfig};
+use crate::config::{Config, Sandbox};
+use crate::kernel::plan::PlanSettings;
+use crate::kernel::runner::zmq::ZmqConnect;
+use crate::krunner::KrunnerLayer;
+use crate::manager::Node;
+use crate::resource::device::{Cpu, Memory};
+use crate::stats::StatsCollector;
+
+/// The jail's command, before the runner's (19.03 agent, `--sandbox-type jail`).
+const JAIL: [&str; 3] = [
+    "/opt/backend.ai/bin/jail",
+    "-policy",
+    "/etc/backend.ai/jail/policy.yml",
+];
+/// Makes queries end with exit code 0 whatever happened, which is what a 19.03 manager's clients know.
+const EXIT_CODES: (&str, &str) = ("BACKENDAI_EXIT_CODES", "19.03");
+
+/// Opens the engine that the options name.
+///
+/// # Errors
+/// When it cannot serve; the text says what it lacks.
+pub async fn open_engine(common: &CommonArgs) -> anyhow::Result<Engine> {
+    let config = EngineConfig {
+        state_dir: common.state_dir.clone(),
+        run_dir: common.run_dir.clone(),
+        monitor_exe: None,
+    };
+    let engine = backends::open(common.runtime, config)
+        .await
+        .context("cannot open the container engine")?;
+    Ok(engine)
+}
+
+/// The folder that kernels see at `/opt/backend.ai`, unpacked once for each node.
+///
+/// # Errors
+/// When it cannot be unpacked.
+pub async fn krunner(state_dir: &Path) -> anyhow::Result<PathBuf> {
+    let state_dir = state_dir.to_owned();
+    let unpack = move || KrunnerLayer::built_in().ensure_unpacked(&state_dir);
+    Ok(tokio::task::spawn_blocking(unpack)
+        .await??
+        .join("opt/backend.ai"))
+}
+
+/// Builds the node behind the 19.03 manager's front-end.
+///
+/// # Errors
+/// Whatever keeps the node from working; the daemon then ends with status 1.
+pub async fn build(
+    config: Config,
+    place: Place,
+    events: EventSender,
+) -> anyhow::Result<Arc<dyn Node>> {
+    let engine = open_engine(&config.common).await?;
+    let krunner = krunner(&config.common.state_dir).await?;
+    let kernel = config.kernel;
+    let host = kernel.host.clone();
+    let jail = match kernel.sandbox {
+        Sandbox::Docker => Vec::new(),
+        Sandbox::Jail => JAIL
+            .iter()
+            .map(ToString::to_string)
+            .chain(kernel.jail_args)
+            .collect(),
+    };
+    let plan = PlanSettings {
+        agent_id: place.identity.id,
+        kernel_uid: kernel.uid,
+        krunner,
+        agent_socket: Some(config.front.helper_socket),
+        vfolder_base: place.volume_mount.into(),
+        vfolder_prefix: place.volume_prefix,
+        jail,
+        runner_env: vec![(EXIT_CODES.0.to_owned(), EXIT_CODES.1.to_owned())],
+    };
+    let agent = Agent::start(AgentConfig {
+        plan,
+        kernel_host: host.clone().unwrap_or(place.identity.host),
+        runner_host: host.unwrap_or_else(|| "127.0.0.1".to_owned()),
+        port_range: kernel.ports,
+        scratch_root: kernel.scratch_root,
+        scratch_in_memory: kernel.scratch_in_memory,
+        devices: vec![Box::new(Cpu::detect()?), Box::new(Memory::detect())],
+        keep_containers: kernel.keep_dead,
+        engine_listens: false,
+        runtime: engine.runtime,
+        images: engine.images,
+        connect: Arc::new(ZmqConnect),
+        stats: StatsCollector::default(),
+        events,
+    })
+    .await?;
+    Ok(Arc::new(agent))
+}

@@ -1,0 +1,143 @@
+//! The agent or a monitor dies at a bad time.
+
+use std::fs;
+
+use backendai_agent::runtime::{ContainerId, ContainerState};
+
+use crate::engine::{TestEngine, processes};
+
+fn monitor(engine: &TestEngine, id: &ContainerId) -> i32 {
+    let folder = engine.path("run/containers").join(&id.0);
+    let all = processes(&format!("__monitor {}", folder.display()));
+    assert_eq!(all.len(), 1, "one monitor for each container");
+    all[0].0
+}
+
+fn kill(pid: i32) {
+    let status = std::process::Command::new("/bin/busybox")
+        .args(["kill", "-9", &pid.to_string()])
+        .status();
+    assert!(status.expect("kill").success());
+}
+
+#[tokio::test]
+async fn a_container_dies_with_its_monitor_and_wait_says_so() {
+    let engine = TestEngine::youki().await;
+    let id = engine.launch(&engine.shell("sleep 1000")).await;
+    kill(monitor(&engine, &id));
+    for _ in 0..2 {
+        assert_eq!(engine.runtime.wait(&id).await.expect("wait").code, 137);
+    }
+    let info = engine.runtime.inspect(&id).await.expect("inspect");
+    assert_eq!((info.state, info.pid), (ContainerState::Stopped, None));
+    engine.runtime.remove(&id).await.expect("remove");
+    engine.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_container_that_was_never_started_dies_with_its_monitor_too() {
+    let engine = TestEngine::youki().await;
+    let id = engine
+        .runtime
+        .create(&engine.shell("sleep 1000"))
+        .await
+        .expect("create");
+    let pid = engine
+        .runtime
+        .inspect(&id)
+        .await
+        .expect("inspect")
+        .pid
+        .expect("pid");
+    kill(monitor(&engine, &id));
+    assert_eq!(engine.runtime.wait(&id).await.expect("wait").code, 137);
+    let state = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    assert!(state.is_empty() || state.contains("State:\tZ"), "{state}");
+    let start = engine.runtime.start(&id).await;
+    start.expect_err("it is dead");
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn a_container_whose_user_changed_dies_with_its_monitor_all_the_same() {
+    let engine = TestEngine::youki().await;
+    // A change of user clears the signal that Linux would send at the monitor's death.
+    let id = engine.launch(&engine.shell("echo ready; sleep 1000")).await;
+    engine.until_logged(&id, "ready").await;
+    kill(monitor(&engine, &id));
+    engine.runtime.remove(&id).await.expect("remove");
+    engine.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn what_ends_while_no_agent_is_there_is_known_to_the_next() {
+    let mut engine = TestEngine::youki().await;
+    let spec = engine.shell("while ! [ -e /go/now ]; do sleep 0.02; done; echo bye; exit 11");
+    let mut spec = spec;
+    fs::create_dir(engine.path("go")).expect("folder");
+    spec.mounts = vec![backendai_agent::runtime::Mount {
+        kind: backendai_agent::runtime::MountKind::Bind(engine.path("go")),
+        target: "/go".into(),
+        read_only: true,
+    }];
+    let id = engine.launch(&spec).await;
+    engine.reopen().await;
+    fs::write(engine.path("go/now"), "").expect("write");
+    assert_eq!(engine.runtime.wait(&id).await.expect("wait").code, 11);
+    assert_eq!(engine.runtime.logs(&id, 100).await.expect("logs"), b"bye\n");
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn what_a_dead_agent_left_half_made_is_gone_after_list() {
+    let engine = TestEngine::youki().await;
+    let torn = engine.path("run/containers").join("f".repeat(64));
+    fs::create_dir(&torn).expect("folder");
+    fs::create_dir_all(
+        engine
+            .path("state/containers")
+            .join("f".repeat(64))
+            .join("upper"),
+    )
+    .expect("folder");
+    assert!(engine.runtime.list().await.expect("list").is_empty());
+    engine.assert_nothing_left();
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn a_create_that_goes_on_is_not_taken_for_a_torn_one() {
+    let engine = TestEngine::youki().await;
+    let specs: Vec<_> = (0..4).map(|_| engine.shell("sleep 1000")).collect();
+    let creates =
+        futures_util::future::join_all(specs.iter().map(|spec| engine.runtime.create(spec)));
+    let lists = async {
+        for _ in 0..50 {
+            engine.runtime.list().await.expect("list");
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    };
+    let (created, ()) = tokio::join!(creates, lists);
+    for id in created {
+        let id = id.expect("create");
+        engine.runtime.start(&id).await.expect("start");
+    }
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn a_pid_that_is_another_processes_now_is_not_killed() {
+    let engine = TestEngine::youki().await;
+    let id = engine.launch(&engine.shell("exit 0")).await;
+    engine.runtime.wait(&id).await.expect("wait");
+    // As if this very test had been given the dead process's number.
+    let file = engine.path("run/containers").join(&id.0).join("init.json");
+    fs::write(
+        &file,
+        format!(r#"{{"pid": {}, "began": 1}}"#, std::process::id()),
+    )
+    .expect("write");
+    engine.runtime.kill(&id, 9).await.expect("kill");
+    engine.runtime.remove(&id).await.expect("remove");
+    engine.close().await;
+}
