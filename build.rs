@@ -1,6 +1,7 @@
-//! Builds krunner, the static runner inside kernels, and packs it into the layer that the agent carries (`src/krunner.rs`).
+//! Builds krunner, the static runner inside kernels, and packs it into the layer that the agent carries (`src/krunner.rs`), and
+//! the program that watches a running container (`src/backends/youki/watcher.rs`).
 //!
-//! `BACKENDAI_KRUNNER_LAYER=<tar>` takes a layer that was built elsewhere instead.
+//! `BACKENDAI_KRUNNER_LAYER=<tar>` and `BACKENDAI_MONITOR=<program>` take what was built elsewhere instead.
 
 #![allow(
     clippy::disallowed_methods,
@@ -30,28 +31,59 @@ fn main() {
     ] {
         println!("cargo::rerun-if-changed=krunner-env/{path}");
     }
-    println!("cargo::rerun-if-env-changed=BACKENDAI_KRUNNER_LAYER");
+    for path in ["Cargo.toml", "src"] {
+        println!("cargo::rerun-if-changed=monitor/{path}");
+    }
+    for name in ["BACKENDAI_KRUNNER_LAYER", "BACKENDAI_MONITOR"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
     let out = PathBuf::from(variable("OUT_DIR"));
-    let tar = match prebuilt_layer() {
+    let tar = match prebuilt("BACKENDAI_KRUNNER_LAYER") {
         Some(path) => {
             println!("cargo::rerun-if-changed={}", Path::new(&path).display());
             read(Path::new(&path))
         }
-        None => layer::layer(&read(&build_krunner(&out))),
+        None => layer::layer(&read(&build(
+            &out,
+            ("krunner-env", "krunner"),
+            "BACKENDAI_KRUNNER_LAYER",
+        ))),
     };
     let path = out.join("krunner-layer.tar");
     std::fs::write(&path, &tar)
         .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     println!("cargo::rustc-env=KRUNNER_LAYER_TAR={}", path.display());
     println!("cargo::rustc-env=KRUNNER_LAYER_DIGEST={}", digest(&tar));
+    if has_feature("YOUKI") {
+        let program = match prebuilt("BACKENDAI_MONITOR") {
+            Some(path) => {
+                println!("cargo::rerun-if-changed={}", Path::new(&path).display());
+                PathBuf::from(path)
+            }
+            None => build(
+                &out,
+                ("backendai-monitor", "backendai-monitor"),
+                "BACKENDAI_MONITOR",
+            ),
+        };
+        println!("cargo::rustc-env=MONITOR_PROGRAM={}", program.display());
+    }
 }
 
 #[allow(
     clippy::disallowed_methods,
     reason = "how people speak to build scripts"
 )]
-fn prebuilt_layer() -> Option<std::ffi::OsString> {
-    std::env::var_os("BACKENDAI_KRUNNER_LAYER")
+fn prebuilt(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name)
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "how cargo speaks to build scripts"
+)]
+fn has_feature(name: &str) -> bool {
+    std::env::var_os(format!("CARGO_FEATURE_{name}")).is_some()
 }
 
 /// `sha256:` and 64 hexadecimal digits.
@@ -64,13 +96,12 @@ fn digest(data: &[u8]) -> String {
 }
 
 /// Keeps its results beside the outer build's, so that they are shared by all profiles.
-fn build_krunner(out: &Path) -> PathBuf {
+fn build(out: &Path, program: (&str, &str), instead: &str) -> PathBuf {
     let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let folder = shared_target(out).join("krunner-layer");
-    static_build::build_static(&variable("CARGO"), &workspace, &variable("TARGET"), &folder)
-        .unwrap_or_else(|error| {
-            panic!("{error}, or a layer built elsewhere in BACKENDAI_KRUNNER_LAYER")
-        })
+    let (cargo, target) = (variable("CARGO"), variable("TARGET"));
+    static_build::build_static(&cargo, &workspace, program, &target, &folder)
+        .unwrap_or_else(|error| panic!("{error}, or one built elsewhere in {instead}"))
 }
 
 /// The outer build's target folder, or the script's own if it is not to be found.

@@ -1,10 +1,10 @@
-//! Builds the static krunner: a cargo of its own, for this machine's target, with the C library linked in.
+//! Builds static programs, krunner first of all: a cargo of its own, for this machine's target, with the C library linked in.
 //! Included by the agent's build script and by the tests of this package; needs the standard library only.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds krunner in `folder` and returns the binary. Nothing of the settings of a build that this is called from
+/// Builds a program (package and name) in `folder` and returns the binary. Nothing of the settings of a build that this is called from
 /// reaches the inner one. A second call with the same sources is quick, also from another process.
 ///
 /// # Errors
@@ -12,6 +12,7 @@ use std::process::Command;
 pub fn build_static(
     cargo: &str,
     workspace: &Path,
+    (package, program): (&str, &str),
     target: &str,
     folder: &Path,
 ) -> Result<PathBuf, String> {
@@ -21,14 +22,7 @@ pub fn build_static(
             command.env_remove(name);
         }
     }
-    command.args([
-        "build",
-        "--quiet",
-        "--package",
-        "krunner-env",
-        "--bin",
-        "krunner",
-    ]);
+    command.args(["build", "--quiet", "--package", package, "--bin", program]);
     command
         .args(["--profile", "krunner", "--target", target, "--target-dir"])
         .arg(folder);
@@ -36,11 +30,11 @@ pub fn build_static(
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .current_dir(workspace);
     match command.status() {
-        Ok(status) if status.success() => Ok(folder.join(target).join("krunner").join("krunner")),
+        Ok(status) if status.success() => Ok(folder.join(target).join("krunner").join(program)),
         Ok(status) => Err(format!(
-            "krunner does not build ({status}): see the messages above; the static C library is needed (Debian: libc6-dev)"
+            "{program} does not build ({status}): see the messages above; the static C library is needed (Debian: libc6-dev)"
         )),
-        Err(error) => Err(format!("cannot run {cargo} for krunner: {error}")),
+        Err(error) => Err(format!("cannot run {cargo} for {program}: {error}")),
     }
 }
 

@@ -84,8 +84,14 @@ fn static_binary() -> PathBuf {
         .find(|folder| folder.join("CACHEDIR.TAG").exists())
         .expect("a target folder");
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    static_build::build_static("cargo", workspace, &triple, &target.join("krunner-layer"))
-        .expect("it builds")
+    static_build::build_static(
+        "cargo",
+        workspace,
+        ("krunner-env", "krunner"),
+        &triple,
+        &target.join("krunner-layer"),
+    )
+    .expect("it builds")
 }
 
 fn kernel(binary: &Path) -> Kernel {

@@ -6,7 +6,6 @@
 //! nobody above changes them; a limit that an engine cannot apply is an error, not a warning.
 
 pub mod fake;
-pub mod log;
 pub mod network;
 pub mod oci;
 pub mod seccomp;

@@ -55,7 +55,7 @@ pub struct ContainerInfo {
 pub struct ExitStatus {
     /// Exit code; 128 + signal number when a signal ended it.
     pub code: i32,
-    /// Whether the kernel's out-of-memory killer had a hand in it.
+    /// Whether the kernel's out-of-memory killer took any process of the container while it ran, the first or another.
     pub oom_killed: bool,
 }
 

@@ -2,18 +2,9 @@
 
 use std::fs;
 
-use backendai_agent::runtime::{ContainerId, ContainerState};
+use backendai_agent::runtime::ContainerState;
 
 use crate::engine::TestEngine;
-
-/// The monitor of a container; its lock file tells.
-fn monitor(engine: &TestEngine, id: &ContainerId) -> i32 {
-    let lock = engine.path("run/containers").join(&id.0).join("lock");
-    fs::read_to_string(lock)
-        .expect("lock")
-        .parse()
-        .expect("pid")
-}
 
 fn kill(pid: i32) {
     let status = std::process::Command::new("/bin/busybox")
@@ -26,7 +17,7 @@ fn kill(pid: i32) {
 async fn a_container_dies_with_its_monitor_and_wait_says_so() {
     let engine = TestEngine::youki().await;
     let id = engine.launch(&engine.shell("sleep 1000")).await;
-    kill(monitor(&engine, &id));
+    kill(engine.monitor(&id));
     for _ in 0..2 {
         assert_eq!(engine.runtime.wait(&id).await.expect("wait").code, 137);
     }
@@ -51,7 +42,7 @@ async fn a_container_that_was_never_started_dies_with_its_monitor_too() {
         .expect("inspect")
         .pid
         .expect("pid");
-    kill(monitor(&engine, &id));
+    kill(engine.monitor(&id));
     assert_eq!(engine.runtime.wait(&id).await.expect("wait").code, 137);
     let state = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     assert!(state.is_empty() || state.contains("State:\tZ"), "{state}");
@@ -66,7 +57,7 @@ async fn a_container_whose_user_changed_dies_with_its_monitor_all_the_same() {
     // A change of user clears the signal that Linux would send at the monitor's death.
     let id = engine.launch(&engine.shell("echo ready; sleep 1000")).await;
     engine.until_logged(&id, "ready").await;
-    kill(monitor(&engine, &id));
+    kill(engine.monitor(&id));
     engine.runtime.remove(&id).await.expect("remove");
     engine.assert_nothing_left();
 }
@@ -142,4 +133,64 @@ async fn a_pid_that_is_another_processes_now_is_not_killed() {
     engine.runtime.kill(&id, 9).await.expect("kill");
     engine.runtime.remove(&id).await.expect("remove");
     engine.close().await;
+}
+
+#[tokio::test]
+async fn what_a_lost_run_folder_leaves_is_gone_at_the_next_open() {
+    let mut engine = TestEngine::youki().await;
+    let id = engine.launch(&engine.shell("sleep 1000")).await;
+    // A reboot empties the run folder and kills all; what containers wrote stays.
+    let lost = "e".repeat(64);
+    fs::create_dir_all(engine.path("state/containers").join(&lost).join("upper/a"))
+        .expect("folder");
+    // A create that was cut off before its folder had a name.
+    fs::create_dir(engine.path("run/containers").join(format!(".{lost}.0"))).expect("folder");
+    engine.reopen().await;
+    let names = |folder: &str| {
+        let entries = fs::read_dir(engine.path(folder)).expect("list");
+        let names = entries.map(|entry| entry.expect("entry").file_name());
+        names.map(|name| name.into_string().expect("UTF-8"))
+    };
+    for folder in ["run/containers", "state/containers"] {
+        assert_eq!(
+            names(folder).collect::<Vec<_>>(),
+            [id.0.as_str()],
+            "{folder}"
+        );
+    }
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn opening_an_engine_disturbs_no_create_that_goes_on() {
+    let engine = TestEngine::youki().await;
+    let specs: Vec<_> = (0..4).map(|_| engine.shell("sleep 1000")).collect();
+    let creates =
+        futures_util::future::join_all(specs.iter().map(|spec| engine.runtime.create(spec)));
+    let opens = async {
+        for _ in 0..20 {
+            engine.another().await;
+        }
+    };
+    let (created, ()) = tokio::join!(creates, opens);
+    for id in created {
+        let id = id.expect("create");
+        engine.runtime.start(&id).await.expect("start");
+    }
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn a_monitor_that_ends_by_itself_is_no_zombie() {
+    let engine = TestEngine::youki().await;
+    let id = engine.launch(&engine.shell("sleep 0.1")).await;
+    // Nobody waits for the container, nobody removes it.
+    let process = format!("/proc/{}", engine.monitor(&id));
+    for _ in 0..2000 {
+        if !fs::exists(&process).expect("proc") {
+            return engine.close().await;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("the monitor stays");
 }

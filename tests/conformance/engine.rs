@@ -100,9 +100,21 @@ impl TestEngine {
         };
     }
 
+    /// Opens the engine without a daemon once more on the same folders.
+    pub async fn another(&self) -> Arc<dyn ContainerRuntime> {
+        open(self.dir.path()).await
+    }
+
     /// A folder of this engine's own.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The monitor of a container; its lock file tells.
+    pub fn monitor(&self, id: &ContainerId) -> i32 {
+        let lock = self.path("run/containers").join(&id.0).join("lock");
+        let pid = fs::read_to_string(lock).expect("lock");
+        pid.parse().expect("pid")
     }
 
     /// A container that runs a script.

@@ -72,6 +72,18 @@ async fn a_container_that_takes_too_much_memory_is_killed_and_that_is_told() {
 }
 
 #[tokio::test]
+async fn a_child_that_took_too_much_memory_is_told_though_the_first_process_ended_well() {
+    let engine = TestEngine::youki().await;
+    let mut spec = engine.shell("dd if=/dev/zero of=/dev/null bs=200M count=1; echo $?");
+    spec.limits.memory_bytes = Some(32 << 20);
+    spec.limits.swap_bytes = Some(0);
+    let (status, log) = engine.run(&spec).await;
+    assert!(status.oom_killed && status.code == 0, "{status:?} {log}");
+    assert!(log.ends_with("137\n"), "{log}");
+    engine.close().await;
+}
+
+#[tokio::test]
 async fn a_fork_bomb_stops_at_the_limit() {
     let engine = TestEngine::youki().await;
     let mut spec = engine.shell("for i in $(seq 50); do sleep 1000 & done; echo all");

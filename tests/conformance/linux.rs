@@ -331,17 +331,24 @@ async fn processes_in_the_background_die_with_the_first() {
     engine.close().await;
 }
 
+/// Waits until a monitor is the small program that only watches.
+async fn until_small(pid: i32) {
+    for _ in 0..2000 {
+        let program = fs::read_link(format!("/proc/{pid}/exe")).expect("it lives");
+        if program.to_string_lossy().contains("memfd:") {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("the monitor stays what it was");
+}
+
 #[tokio::test]
-async fn the_agents_program_cannot_be_written_through_a_monitor() {
+async fn no_program_can_be_written_through_a_monitor() {
     let engine = TestEngine::youki().await;
-    let id = engine.launch(&engine.shell("sleep 1000")).await;
-    let monitors = processes(&format!(
-        "__monitor {}",
-        engine.path("run/containers").join(&id.0).display()
-    ));
-    let [(pid, _)] = monitors.as_slice() else {
-        panic!("{monitors:?}")
-    };
+    let spec = engine.shell("sleep 1000");
+    let id = engine.runtime.create(&spec).await.expect("create");
+    let pid = engine.monitor(&id);
     // A write is refused now because it runs, and must be refused later too.
     let program = fs::File::open(format!("/proc/{pid}/exe")).expect("open");
     let flags = rustix::fs::fstatvfs(&program).expect("statvfs").f_flag;
@@ -349,5 +356,46 @@ async fn the_agents_program_cannot_be_written_through_a_monitor() {
         flags.contains(rustix::fs::StatVfsMountFlags::RDONLY),
         "{flags:?}"
     );
+    engine.runtime.start(&id).await.expect("start");
+    until_small(pid).await;
+    let program = fs::File::open(format!("/proc/{pid}/exe")).expect("open");
+    let seals = rustix::fs::fcntl_get_seals(&program).expect("seals");
+    assert!(seals.contains(rustix::fs::SealFlags::WRITE), "{seals:?}");
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn the_monitor_of_a_running_container_takes_less_than_two_mebibytes() {
+    let engine = TestEngine::youki().await;
+    let spec = engine.shell("yes | head -n 100000; echo ready; sleep 1000");
+    let id = engine.launch(&spec).await;
+    let pid = engine.monitor(&id);
+    until_small(pid).await;
+    engine.until_logged(&id, "ready").await;
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps");
+    let private = text.lines().filter(|line| line.starts_with("Private_"));
+    let sizes = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    let kib: u64 = sizes.sum();
+    assert!((1..2048).contains(&kib), "{kib} KiB\n{text}");
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn a_monitor_holds_no_descriptors_but_output_lock_and_log() {
+    let engine = TestEngine::youki().await;
+    let id = engine.launch(&engine.shell("sleep 1000")).await;
+    let pid = engine.monitor(&id);
+    until_small(pid).await;
+    let inside = |text: &str| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("fds");
+        let links = fds.filter_map(|fd| fs::read_link(fd.expect("fd").path()).ok());
+        let links: Vec<_> = links.map(|link| link.display().to_string()).collect();
+        let found = links.iter().filter(|link| link.contains(text)).count();
+        (found, links)
+    };
+    for foreign in ["socket:", "memfd:", "seccomp"] {
+        let (found, links) = inside(foreign);
+        assert_eq!(found, 0, "{links:?}");
+    }
     engine.close().await;
 }

@@ -25,8 +25,14 @@ fn binary() -> &'static Path {
             .expect("a target folder");
         let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        static_build::build_static(&cargo, workspace, &triple, &target.join("krunner-layer"))
-            .expect("it builds")
+        static_build::build_static(
+            &cargo,
+            workspace,
+            ("krunner-env", "krunner"),
+            &triple,
+            &target.join("krunner-layer"),
+        )
+        .expect("it builds")
     })
 }
 

@@ -121,17 +121,17 @@ impl Hierarchies {
 
     /// Whether Linux killed a process of this cgroup for want of memory.
     pub fn oom_killed(&self, path: &Path) -> bool {
-        let file = match (&self.memory, &self.unified) {
-            (Some(root), _) => below(root, path).join("memory.oom_control"),
-            (None, Some(root)) => below(root, path).join("memory.events"),
-            (None, None) => return false,
-        };
-        let text = fs::read_to_string(file).unwrap_or_default();
-        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        count
-            .and_then(|count| count.trim().parse::<u64>().ok())
-            .unwrap_or(0)
-            > 0
+        self.oom_counter(path)
+            .is_some_and(|file| backendai_monitor::oom_kills(&file) > 0)
+    }
+
+    /// The file that counts such kills.
+    pub fn oom_counter(&self, path: &Path) -> Option<PathBuf> {
+        match (&self.memory, &self.unified) {
+            (Some(root), _) => Some(below(root, path).join("memory.oom_control")),
+            (None, Some(root)) => Some(below(root, path).join("memory.events")),
+            (None, None) => None,
+        }
     }
 }
 

@@ -5,9 +5,10 @@ use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use rustix::fs::{FlockOperation, flock};
+use tokio::process::Command;
 
 use super::cgroup::Hierarchies;
 use super::monitor::Answer;
@@ -49,6 +50,8 @@ impl Inner {
 
     /// Makes the container's folder and locks it: it is ours until the lock is dropped.
     fn claim(&self, folder: &Folder, id: &ContainerId) -> Result<File, BoxError> {
+        // No `sweep` until the folder has its name.
+        let _claiming = self.lock_containers(FlockOperation::LockShared)?;
         let new = self
             .containers()
             .join(format!(".{id}.{}", uuid::Uuid::new_v4()));
@@ -143,19 +146,17 @@ impl Inner {
     /// Starts the monitor and waits until it has made the container.
     fn spawn_monitor(&self, id: &ContainerId, folder: &Folder) -> Result<(), BoxError> {
         let (mut ours, theirs) = UnixStream::pair()?;
-        let child = Command::new(self.program.path())
+        // Not waited for by us: tokio reaps it when it ends, and after us whoever adopts it.
+        let monitor = Command::new(self.program.path())
             .arg("__monitor")
             .arg(folder.path())
             .env_clear()
             .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
+            .stdout(self.watcher.try_clone()?)
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("starting the monitor: {error}"))?;
-        self.monitors
-            .lock()
-            .expect("no panic while held")
-            .insert(id.0.clone(), child);
+        drop(monitor);
         let mut answer = Vec::new();
         // The monitor closes its end when it has answered, or when it dies.
         ours.read_to_end(&mut answer)?;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 
+use backendai_monitor::log;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -12,7 +13,7 @@ use super::record::{Exit, Folder, Init, Record};
 use super::{Inner, Youki};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Pid,
-    Result, RuntimeError, log,
+    Result, RuntimeError,
 };
 use crate::sys::pidfd::PidFd;
 
@@ -53,7 +54,6 @@ impl Inner {
     fn end(&self, id: &ContainerId) -> Result<End, BoxError> {
         let (folder, record, init) = self.known(id)?;
         if let Some(exit) = folder.exit()? {
-            self.reap(&id.0);
             return Ok(End::Known(exit));
         }
         if let Some(monitor) = monitor_of(&folder)? {
@@ -68,7 +68,6 @@ impl Inner {
             pidfd_send_signal(&process, Signal::KILL).or_else(gone)?;
             return Ok(End::After(process));
         }
-        self.reap(&id.0);
         let oom_killed = Hierarchies::read()?.oom_killed(&record.cgroup);
         let exit = Exit {
             code: 137,
@@ -76,18 +75,6 @@ impl Inner {
         };
         folder.write("exit.json", &exit, true)?;
         Ok(End::Known(exit))
-    }
-
-    /// Takes the exit status of a monitor that this process started and that is about to end.
-    pub(super) fn reap(&self, id: &str) {
-        let child = self
-            .monitors
-            .lock()
-            .expect("no panic while held")
-            .remove(id);
-        if let Some(mut child) = child {
-            let _ = child.wait();
-        }
     }
 
     pub(super) fn start(&self, id: &ContainerId) -> Result<Pid, BoxError> {
@@ -99,6 +86,10 @@ impl Inner {
             Ok(Answer::Pid(pid)) => Ok(pid),
             Ok(Answer::Invalid(text)) => Err(RuntimeError::Invalid(text).into()),
             Ok(Answer::Failed(text)) => Err(text.into()),
+            // Someone else's start came first, and the monitor answers no more.
+            Err(_) if folder.started() => {
+                Err(RuntimeError::Invalid(format!("container {id} was started before")).into())
+            }
             Err(error) => {
                 Err(format!("the monitor of container {id} does not answer: {error}").into())
             }

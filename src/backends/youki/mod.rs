@@ -1,6 +1,6 @@
 //! The engine without a daemon: libcontainer in a small monitor process for each container, overlay snapshots.
 //!
-//! The agent holds nothing but child handles: what is known of a container lies in files (`record`), so that an agent
+//! The agent itself holds nothing: what is known of a container lies in files (`record`), so that an agent
 //! that begins anew finds all of it. `create` makes a folder, a network and cgroups, and starts the monitor, which
 //! makes the container; `remove` takes everything apart, from whatever state it finds.
 
@@ -15,12 +15,13 @@ mod record;
 mod remove;
 mod rootfs;
 mod unified;
+mod watcher;
 
-use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Child, ExitCode};
-use std::sync::{Arc, Mutex};
+use std::process::ExitCode;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
@@ -77,11 +78,11 @@ struct Inner {
     images: Arc<dyn RootfsSource>,
     /// This program, for monitors and helpers.
     program: ReadOnlyProgram,
+    /// The program that monitors become.
+    watcher: File,
     network: Network,
     /// Where `create` and `remove`, which run on threads of their own, wait for the network.
     tokio: Handle,
-    /// Monitors that this process started and must reap.
-    monitors: Mutex<HashMap<String, Child>>,
 }
 
 impl Youki {
@@ -100,15 +101,18 @@ impl Youki {
                 error.into(),
             )
         })?;
+        let watcher = watcher::file().map_err(|error| {
+            engine_error("making the monitor's program".to_owned(), error.into())
+        })?;
         let network = Network::open(&config.run_dir, NetworkConfig::default())
             .map_err(|error| engine_error("opening the network".to_owned(), error.into()))?;
         let this = Self(Arc::new(Inner {
             config,
             images,
             program,
+            watcher,
             network,
             tokio: Handle::current(),
-            monitors: Mutex::default(),
         }));
         this.blocking("opening the engine", |inner| inner.open_folders())
             .await?;
@@ -160,7 +164,7 @@ impl Inner {
             std::fs::create_dir_all(&folder)
                 .map_err(|error| format!("{}: {error}", folder.display()))?;
         }
-        Ok(())
+        Ok(self.sweep()?)
     }
 }
 

@@ -3,18 +3,22 @@
 //! It is our own program under the name `__monitor`. libcontainer clones without exec and changes the process's
 //! folder, so it can live only in a process with one thread; and a parent that outlives the agent keeps the log and the
 //! exit status. Its standard input is one end of a socket pair: it answers there once, when `create` is done. After
-//! that it is asked through the socket `ctl` of its folder, and ends with the container.
+//! that it is asked through the socket `ctl` of its folder to start the container. A container that runs needs none of
+//! libcontainer any more: then the process becomes a small program (`watcher`) that ends with the container.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::rc::Rc;
 use std::time::Duration;
 
+use backendai_monitor::Watch;
+use backendai_monitor::log::LogWriter;
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
@@ -25,15 +29,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, OFlags, fcntl_setfl, flock};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, set_child_subreaper,
-    set_parent_process_death_signal, setsid, waitpid,
+    Pid, PidfdFlags, Signal, pidfd_open, set_child_subreaper, set_parent_process_death_signal,
+    setsid,
 };
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Hierarchies;
-use super::record::{Exit, Folder, Init, Record};
+use super::record::{Folder, Init, Record};
 use super::rootfs;
-use crate::runtime::log::LogWriter;
 
 /// What the monitor answers to `create` and `start`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,7 +55,7 @@ type BoxResult<T> = Result<T, Box<dyn std::error::Error>>;
 /// Runs the monitor of the container with this folder, to the container's end.
 pub(super) fn monitor_main(folder: PathBuf) -> ExitCode {
     match Monitor::create(Folder::new(folder)) {
-        Ok(mut monitor) => match monitor.watch() {
+        Ok(mut monitor) => match monitor.await_start().and_then(|()| monitor.hand_over()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
@@ -78,10 +81,11 @@ struct Monitor {
     container: Container,
     init: Pid,
     /// Held until the end: it tells the agent that this monitor lives.
-    _lock: File,
+    lock: File,
     control: UnixListener,
     output: File,
-    log: LogWriter,
+    /// The program to become.
+    watcher: File,
     /// End of file when the container's program runs; otherwise why it does not.
     executed: Option<File>,
     hierarchies: Hierarchies,
@@ -117,6 +121,7 @@ impl Monitor {
 
     fn try_create(folder: Folder, trouble: OwnedFd) -> BoxResult<Self> {
         let lock = hold(&folder)?;
+        let watcher = take_stdout()?;
         // Fails when it leads a group already, which does no harm.
         let _ = setsid();
         go_to("/")?;
@@ -131,7 +136,8 @@ impl Monitor {
             rootfs::put_file(&root, path, text)?;
         }
         rootfs::make_folder(&root, &record.cwd)?;
-        let log = LogWriter::open(&record.state, record.log_limit)?;
+        // What is wrong with its folder shows now.
+        LogWriter::open(&record.state, record.log_limit)?;
         // Both streams into one pipe: Linux keeps their order.
         let (output, output_in) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&output, OFlags::NONBLOCK)?;
@@ -155,10 +161,10 @@ impl Monitor {
             folder,
             record,
             container,
-            _lock: lock,
+            lock,
             control,
             output: output.into(),
-            log,
+            watcher,
             executed: None,
         })
     }
@@ -176,54 +182,52 @@ impl Monitor {
             &Answer::Pid(pid),
         )?;
         let null = File::options().read(true).write(true).open("/dev/null")?;
-        nix::unistd::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), 0)?;
+        nix::unistd::dup2(null.as_raw_fd(), 0)?;
         Ok(())
     }
 
-    /// Copies output, answers, and waits for the end of the first process.
-    fn watch(&mut self) -> BoxResult<()> {
+    /// Answers until the container's program runs or its first process has ended.
+    fn await_start(&mut self) -> BoxResult<()> {
         let ended = pidfd_open(self.init, PidfdFlags::empty())?;
-        let mut open = true;
         loop {
-            let mut fds = vec![
+            let mut fds = [
                 PollFd::new(&ended, PollFlags::IN),
                 PollFd::new(&self.control, PollFlags::IN),
             ];
-            if open {
-                fds.push(PollFd::new(&self.output, PollFlags::IN));
-            }
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-            drop(fds);
-            if ready.get(2) == Some(&true) {
-                open = self.copy_output(16);
-            }
-            if ready[1] {
+            let [over, asked] = fds.map(|fd| !fd.revents().is_empty());
+            if asked {
                 self.answer();
             }
-            if ready[0] {
-                return self.finish();
+            if over || self.folder.started() {
+                return Ok(());
             }
-            reap_strangers(self.init);
         }
     }
 
-    /// Copies what the container printed, at most so many buffers; false when nobody can print any more.
-    fn copy_output(&mut self, buffers: usize) -> bool {
-        let mut buffer = [0; 16 << 10];
-        for _ in 0..buffers {
-            match self.output.read(&mut buffer) {
-                Ok(0) => return false,
-                // A full disk loses log lines, not the container.
-                Ok(size) => drop(self.log.write(&buffer[..size])),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-            }
-        }
-        true
+    /// From here on this process is the small program that only watches: children, lock and pid stay what they are.
+    fn hand_over(self) -> BoxResult<()> {
+        let watch = Watch {
+            folder: self.folder.path().to_owned(),
+            init: self.init.as_raw_nonzero().get(),
+            logs: self.record.state,
+            log_limit: self.record.log_limit,
+            oom_counter: self.hierarchies.oom_counter(&self.record.cgroup),
+        };
+        let program = format!("/proc/self/fd/{}", self.watcher.as_raw_fd());
+        let error = Command::new(program)
+            .arg0("backendai-agent")
+            .args(watch.args())
+            .env_clear()
+            .stdin(self.output.try_clone()?)
+            .stdout(self.lock.try_clone()?)
+            .exec();
+        // Some machines forbid to run files in memory. The watch is ours too, only dearer here.
+        drop(error);
+        Ok(watch.run(&self.output)?)
     }
 
     fn answer(&mut self) {
@@ -264,29 +268,6 @@ impl Monitor {
         File::create(self.folder.file("started"))?;
         Ok(None)
     }
-
-    /// The first process is dead, and with it all others: the rest of the log, then the exit status.
-    fn finish(&mut self) -> BoxResult<()> {
-        while matches!(self.output.as_fd(), fd if readable(fd)) && self.copy_output(1) {}
-        let status = waitpid(Some(self.init), WaitOptions::empty())?.map(|(_, status)| status);
-        let code = status.map_or(255, |status| {
-            let signal = status.terminating_signal().map(|signal| 128 + signal);
-            status.exit_status().or(signal).unwrap_or(255)
-        });
-        let oom_killed = self.hierarchies.oom_killed(&self.record.cgroup);
-        self.folder
-            .write("exit.json", &Exit { code, oom_killed }, true)?;
-        Ok(())
-    }
-}
-
-fn readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    let now = rustix::event::Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::IN)
 }
 
 /// Changes the folder of this process.
@@ -298,40 +279,20 @@ pub(super) fn go_to(folder: impl AsRef<std::path::Path>) -> io::Result<()> {
     std::env::set_current_dir(folder)
 }
 
+/// Standard output is the program to become; libcontainer must not have it there.
+fn take_stdout() -> io::Result<File> {
+    let program = io::stdout().as_fd().try_clone_to_owned()?;
+    let null = File::options().write(true).open("/dev/null")?;
+    nix::unistd::dup2(null.as_raw_fd(), 1)?;
+    Ok(program.into())
+}
+
 /// Takes the lock that says this monitor lives.
 fn hold(folder: &Folder) -> io::Result<File> {
     let mut lock = File::create(folder.file("lock"))?;
     flock(&lock, FlockOperation::LockExclusive)?;
     write!(lock, "{}", std::process::id())?;
     Ok(lock)
-}
-
-/// As a subreaper the monitor inherits what libcontainer leaves behind.
-fn reap_strangers(init: Pid) {
-    use rustix::process::{WaitId, WaitIdOptions, waitid};
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    while let Ok(Some(_)) = waitid(WaitId::All, look) {
-        // The first process is waited for by `finish` alone; it is polled by its pidfd.
-        if !matches!(waitpid_any_but(init), Ok(true)) {
-            return;
-        }
-    }
-}
-
-fn waitpid_any_but(init: Pid) -> io::Result<bool> {
-    let children =
-        std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id()))?;
-    let mut reaped = false;
-    for child in children
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .filter_map(Pid::from_raw)
-    {
-        if child != init {
-            reaped |= waitpid(Some(child), WaitOptions::NOHANG)?.is_some();
-        }
-    }
-    Ok(reaped)
 }
 
 /// The time at which a process began, in ticks after boot: with the pid it names a process for good.
@@ -408,10 +369,7 @@ pub(super) fn ask_start(folder: &Folder) -> io::Result<Answer> {
     let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(folder.path(), open, rustix::fs::Mode::empty())?;
     // A socket's path may have 107 bytes only.
-    let path = format!(
-        "/proc/self/fd/{}/ctl",
-        std::os::fd::AsRawFd::as_raw_fd(&dir)
-    );
+    let path = format!("/proc/self/fd/{}/ctl", dir.as_raw_fd());
     let mut peer = UnixStream::connect(path)?;
     peer.set_read_timeout(Some(Duration::from_secs(30)))?;
     peer.write_all(b"s")?;

@@ -64,7 +64,7 @@ pub(super) struct Init {
     pub began: u64,
 }
 
-/// How a container ended.
+/// How a container ended; monitors write it (`monitor/src/watch.rs`).
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Exit {
     pub code: i32,

@@ -1,6 +1,6 @@
 //! `remove`: takes apart whatever is there of a container, in any state, as often as asked.
 
-use std::fs::{self, File};
+use std::fs::{self, DirEntry, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::Duration;
@@ -50,9 +50,30 @@ impl Inner {
         }
     }
 
+    /// Removes what no container has any more: folders that never got their name, and, after the run folder was lost
+    /// in a reboot, what containers wrote.
+    pub(super) fn sweep(&self) -> io::Result<()> {
+        // A folder with its name comes first in `create` and goes last in `remove`.
+        let _alone = self.lock_containers(FlockOperation::LockExclusive)?;
+        let nameless = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with('.');
+        let ownerless = |entry: &DirEntry| {
+            let owner = fs::symlink_metadata(self.containers().join(entry.file_name()));
+            owner.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        sweep_folder(&self.containers(), nameless)?;
+        sweep_folder(&self.states(), ownerless)
+    }
+
+    /// Locks the folder of all containers against, or for, a `sweep`.
+    pub(super) fn lock_containers(&self, kind: FlockOperation) -> io::Result<File> {
+        let folder = File::open(self.containers())?;
+        flock(&folder, kind)?;
+        Ok(folder)
+    }
+
     /// Ends and removes everything; the caller holds the folder's lock.
     pub(super) fn take_apart(&self, id: &ContainerId, folder: &Folder) -> Result<(), BoxError> {
-        self.end_processes(id, folder)?;
+        Self::end_processes(folder)?;
         let record = folder.record()?;
         if let Some(record) = &record {
             if record.attached {
@@ -65,7 +86,7 @@ impl Inner {
     }
 
     /// Kills the first process, and with it all others; then the monitor ends by itself, or is made to.
-    fn end_processes(&self, id: &ContainerId, folder: &Folder) -> io::Result<()> {
+    fn end_processes(folder: &Folder) -> io::Result<()> {
         if let Some(init) = folder.init()?
             && let Some(process) = process(init)?
         {
@@ -80,7 +101,6 @@ impl Inner {
         if let Some(monitor) = monitor_of(folder)? {
             await_end(&monitor)?;
         }
-        self.reap(&id.0);
         Ok(())
     }
 }
@@ -90,13 +110,30 @@ fn await_end(process: &PidFd) -> io::Result<()> {
         tv_sec: PATIENCE.as_secs().cast_signed(),
         tv_nsec: 0,
     };
-    match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit))? {
+    // Each child of this program that ends interrupts this.
+    let ended = rustix::io::retry_on_intr(|| {
+        poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit))
+    });
+    match ended? {
         0 => Err(io::Error::new(
             ErrorKind::TimedOut,
             "a killed process does not end; try again",
         )),
         _ => Ok(()),
     }
+}
+
+/// Removes the entries that are left over; what does not go is told and stays.
+fn sweep_folder(folder: &Path, left_over: impl Fn(&DirEntry) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if left_over(&entry)
+            && let Err(error) = remove_folder(&entry.path())
+        {
+            tracing::warn!("removing what is left of a container: {error}");
+        }
+    }
+    Ok(())
 }
 
 fn remove_folder(path: &Path) -> io::Result<()> {
