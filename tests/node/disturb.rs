@@ -40,13 +40,22 @@ fn a_flood_of_output_passes_without_being_held_in_memory() {
 
 #[test]
 fn a_kernel_that_kills_everything_ends_only_itself() {
-    let node = Node::busybox();
-    let mut neighbour = node.start(&["--exec", "echo up; sleep 1000"]);
+    let node = Node::python();
+    let mut neighbour = node.start(&["-c", "print('up')\nprint(input())"]);
     assert_eq!(neighbour.line(), "up\n");
-    let outcome = node.run(&["--exec", "kill -9 -1; sleep 1000"]);
-    assert_ne!(outcome.code, 0);
-    neighbour.signal(rustix::process::Signal::INT);
-    assert_eq!(neighbour.end().code, 130);
+    let code =
+        "import os, time\nif os.fork() == 0:\n  os.kill(-1, 9)\n  os._exit(0)\ntime.sleep(1000)";
+    let outcome = node.run(&["-c", code]);
+    assert_eq!(
+        (outcome.code, outcome.out.as_str()),
+        (137, ""),
+        "{}",
+        outcome.err
+    );
+    assert!(outcome.err.contains("has ended"), "{}", outcome.err);
+    neighbour.say("still here\n");
+    let outcome = neighbour.end();
+    assert_eq!((outcome.code, outcome.out.as_str()), (0, "still here\n"));
     node.assert_nothing_left();
 }
 

@@ -53,6 +53,7 @@ fn a_password_is_not_shown_while_it_is_typed() {
     let code = "import getpass\nword = getpass.getpass('word? ')\nprint(len(word))\nprint('hi', input('who? '))";
     let mut run = node.start_on_terminal(&["-c", code]);
     run.until("word? ");
+    run.until_hidden();
     run.type_in("secret\n");
     let shown = run.until("who? ");
     assert!(

@@ -40,7 +40,7 @@ fn wrong_usage_is_told_apart_from_failure() {
         &["--timeout", "soon", "-c", "1"],
         &["-c", "1", "--exec", "true"],
         &["--runtime", "none", "-c", "1"],
-        &["--uid", "-1", "-c", "1"],
+        &["--uid", "me", "-c", "1"],
     ] {
         let outcome = node.run(args);
         assert_eq!((outcome.code, outcome.out.as_str()), (2, ""), "{args:?}");
@@ -87,6 +87,7 @@ fn the_environment_and_the_folders_of_the_options_are_inside() {
     ]);
     assert_eq!(outcome.out, "a b\nfrom outside\n", "{}", outcome.err);
     assert_ne!(outcome.code, 0);
+    std::os::unix::fs::chown(&folder, Some(9001), None).expect("owned");
     let outcome = node.run(&["--mount", &mount(""), "--exec", script]);
     assert_eq!(
         (outcome.code, outcome.out.as_str()),

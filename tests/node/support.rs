@@ -17,6 +17,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, OFlags, flock, open};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -458,6 +459,18 @@ impl OnTerminal {
     /// Types.
     pub fn type_in(&mut self, text: &str) {
         self.master.write_all(text.as_bytes()).expect("written");
+    }
+
+    /// Waits until what is typed is not shown.
+    pub fn until_hidden(&self) {
+        for _ in 0..5000 {
+            let modes = tcgetattr(&self.master).expect("a terminal").local_modes;
+            if !modes.contains(LocalModes::ECHO) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("what is typed stays visible");
     }
 
     /// Reads until a text is on the screen, after what was found before; gives what is between.
