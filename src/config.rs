@@ -276,8 +276,8 @@ impl Settings {
                 <RuntimeKind as clap::ValueEnum>::from_str(text, false).ok()
             }),
             runtime_endpoint: self.text("runtime-endpoint"),
-            state_dir: self.path("state-dir").unwrap_or(state),
-            run_dir: self.path("run-dir").unwrap_or(run),
+            state_dir: self.path("state-dir").map_or(state, absolute),
+            run_dir: self.path("run-dir").map_or(run, absolute),
         }
     }
 
@@ -487,6 +487,11 @@ fn read(path: &Path) -> Result<String, Complaints> {
 )]
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// Containers and monitors work in folders of their own, where a relative path would mean another place.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// State and run folder: the system's for root, the user's own otherwise.

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use backendai_agent::cli::{self, Cli};
+use backendai_agent::sys::memory;
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -11,6 +12,7 @@ fn main() -> ExitCode {
     if let Some(code) = backendai_agent::backends::youki::helper_main() {
         return code;
     }
+    memory::set_up();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

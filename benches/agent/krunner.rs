@@ -17,7 +17,7 @@ const STARTS: usize = 30;
 /// Measures the built-in layer's krunner.
 pub fn measure(report: &mut Report, folder: &Path) -> Result<()> {
     let root = KrunnerLayer::built_in().ensure_unpacked(&folder.join("krunner"))?;
-    let program = root.join("bin/krunner");
+    let program = root.join("opt/backend.ai/bin/krunner");
     #[allow(clippy::cast_precision_loss, reason = "a small file")]
     report.add(Series::single(
         "krunner_size",
@@ -36,8 +36,15 @@ pub fn measure(report: &mut Report, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(&home)?;
         let begin = Instant::now();
         let mut child = Command::new(&program)
-            .args(["c"])
-            .env("KRUNNER_PORTS", format!("{port},{}", port + 1))
+            .args([
+                "--replin",
+                &port.to_string(),
+                "--replout",
+                "0",
+                "--input-port",
+                "0",
+                "c",
+            ])
             .current_dir(&home)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

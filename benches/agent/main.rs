@@ -62,6 +62,7 @@ async fn measure() -> Result<()> {
         executes(&node, &mut report).await?;
     }
     if wants("100") || wants("agent") || wants("monitor") {
+        node.restart().await?;
         scale(&node, &mut report).await?;
     }
     node.stop().await?;
@@ -155,6 +156,7 @@ async fn executes(node: &Node, report: &mut Report) -> Result<()> {
 /// Memory and CPU with no kernel and with a hundred.
 async fn scale(node: &Node, report: &mut Report) -> Result<()> {
     let mib = |name: &'static str, value: f64| Series::single(name, "MiB", value);
+    tokio::time::sleep(Duration::from_secs(3)).await;
     report.add(mib("agent_rss_idle", node.rss_mib()?));
     let mut rpc = node.rpc().await?;
     for index in 0..MANY {

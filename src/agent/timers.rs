@@ -6,6 +6,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::{Agent, AgentError, recovery};
 use crate::kernel::KernelHandle;
+use crate::sys::memory;
 
 /// Label that makes an image a kernel's.
 const KERNELSPEC: &str = "ai.backend.kernelspec";
@@ -58,6 +59,7 @@ impl Agent {
             if let Err(error) = recovery::reconcile(&self.parts).await {
                 tracing::warn!("cannot compare kernels with containers: {error}");
             }
+            memory::trim();
         }
     }
 

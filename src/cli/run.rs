@@ -4,6 +4,7 @@
 pub mod job;
 pub mod session;
 pub mod terminal;
+mod user;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,6 +57,10 @@ pub struct RunArgs {
     /// Folder of this machine to show at /home/work/NAME; repeatable.
     #[arg(long, value_name = "FOLDER:NAME[:ro]")]
     pub mount: Vec<String>,
+    /// User inside, in images that let it be chosen [default: as root SUDO_UID, else the owner of the current folder,
+    /// but for root 9001].
+    #[arg(long, value_name = "N")]
+    pub uid: Option<u32>,
     /// Ends the kernel after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,

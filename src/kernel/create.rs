@@ -17,6 +17,9 @@ use crate::runtime::{
     ContainerId, ContainerInfo, ContainerSpec, ImageInfo, LabelMap, RuntimeError,
 };
 
+/// The user of the runner where `LOCAL_USER_ID` does not say another (19.03 runner, `entrypoint.sh`).
+const RUNNER_UID: u32 = 9001;
+
 /// Why no kernel was made.
 #[derive(Debug)]
 pub enum NotCreated {
@@ -66,7 +69,12 @@ impl Making<'_> {
             allocation: allocation.allocation().clone(),
             extra: effects.resource_lines.clone(),
         };
-        let owner = (spec.uid_match && self.parts.is_root).then_some(self.parts.plan.kernel_uid);
+        let user = if spec.uid_match {
+            self.parts.plan.kernel_uid
+        } else {
+            RUNNER_UID
+        };
+        let owner = self.parts.is_root.then_some(user);
         let folders = self.parts.scratch.create(self.kernel, owner).await?;
         mark::set(folders.scratch(), &self.parts.plan.agent_id);
         let mut held = Held {

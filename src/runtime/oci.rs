@@ -50,7 +50,28 @@ const MASKED: [&str; 11] = [
 ];
 
 /// Parts of /proc that may be read only.
-const READ_ONLY: [&str; 5] = [
+/// libcontainer mounts the hierarchies of cgroup v1 writable whatever is asked, and root inside could raise its own
+/// limits; this says it once more, for each by its name. Names that are not there are passed over.
+const READ_ONLY: [&str; 24] = [
+    "/sys/fs/cgroup",
+    "/sys/fs/cgroup/blkio",
+    "/sys/fs/cgroup/cpu",
+    "/sys/fs/cgroup/cpu,cpuacct",
+    "/sys/fs/cgroup/cpuacct",
+    "/sys/fs/cgroup/cpuacct,cpu",
+    "/sys/fs/cgroup/cpuset",
+    "/sys/fs/cgroup/devices",
+    "/sys/fs/cgroup/freezer",
+    "/sys/fs/cgroup/hugetlb",
+    "/sys/fs/cgroup/memory",
+    "/sys/fs/cgroup/misc",
+    "/sys/fs/cgroup/net_cls",
+    "/sys/fs/cgroup/net_cls,net_prio",
+    "/sys/fs/cgroup/net_prio",
+    "/sys/fs/cgroup/perf_event",
+    "/sys/fs/cgroup/pids",
+    "/sys/fs/cgroup/rdma",
+    "/sys/fs/cgroup/systemd",
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",

@@ -6,6 +6,7 @@
 
 pub mod capability;
 pub mod cgroup;
+pub mod memory;
 pub mod netns;
 pub mod pidfd;
 pub mod proc;

@@ -8,8 +8,6 @@ import time
 
 import stack
 
-MARK = 'backendai'
-
 
 def processes(running):
     """The agent's descendants and the orphans it left: all of this program's that are not services of the stack."""
@@ -39,14 +37,14 @@ def _json(*argv):
 
 
 def network_snapshot():
-    """Names of links, named network namespaces, and of every chain or rule set that bears our mark."""
+    """Names of links and of named network namespaces, and every table, chain, set and rule."""
     links = {'link ' + item['ifname'] for item in _json('ip', '-j', 'link') if 'ifname' in item}
     spaces = {'netns ' + os.path.basename(path) for path in glob.glob('/run/netns/*')}
     rules = set()
     listed = _json('nft', '-j', 'list', 'ruleset')
     for item in listed.get('nftables', []) if listed else []:
         kind, value = next(iter(item.items()))
-        if MARK in json.dumps(value) and kind != 'metainfo':
+        if kind != 'metainfo':
             value.pop('handle', None)
             rules.add('nft {} {}'.format(kind, json.dumps(value, sort_keys=True)))
     return links | spaces | rules

@@ -17,6 +17,8 @@ if [ "$status" = 77 ]; then echo "skipped real_stack: needs $venvs"; exit 0; fi
 [ "$status" = 0 ] || exit "$status"
 manager=$(sed -n 1p <<< "$venvs") client=$(sed -n 2p <<< "$venvs")
 
-as_root env PATH="$PATH" PYTHONDONTWRITEBYTECODE=1 "$client/bin/python" "$here/scenario.py" --manager-venv "$manager" \
+# In a network namespace of its own: what the agent leaves there is its own, whatever else runs on the machine.
+as_root unshare --net sh -c 'ip link set lo up && exec "$@"' sh \
+  env PATH="$PATH" PYTHONDONTWRITEBYTECODE=1 "$client/bin/python" "$here/scenario.py" --manager-venv "$manager" \
   --agent "$agent" --python-tar "$("$repo/scripts/kernel-image.sh" python)" --busybox-tar "$("$repo/scripts/kernel-image.sh" busybox)" \
   --logs "$logs/real-stack" "$@"

@@ -15,7 +15,7 @@ trap stop EXIT
 truncate -s $(( $(du -sm "$payload" | cut -f1) * 12 / 10 + 64 ))M "$work/payload.ext4"
 mke2fs -q -t ext4 -O ^has_journal -d "$payload" "$work/payload.ext4"
 mkfifo "$work/out"
-qemu-system-x86_64 -machine q35,usb=off,vmport=off -cpu max,la57=off -smp 2 -m 2048 -accel tcg,thread=multi \
+timeout -k 5 "${VM_SECONDS:-900}" qemu-system-x86_64 -machine q35,usb=off,vmport=off -cpu max,la57=off -smp 2 -m 2048 -accel tcg,thread=multi \
   -nodefaults -no-user-config -no-reboot -display none -serial "file:$log" \
   -chardev file,id=out,path="$work/out" -serial chardev:out \
   -kernel "$image/vmlinuz" -initrd "$image/initrd" \
@@ -24,16 +24,16 @@ qemu-system-x86_64 -machine q35,usb=off,vmport=off -cpu max,la57=off -smp 2 -m 2
   -drive file="$work/payload.ext4",format=raw,if=none,id=payload,cache=unsafe -device virtio-blk-pci,drive=payload \
   -device virtio-rng-pci < /dev/null > "$work/qemu.log" 2>&1 &
 qemu=$!
-( sleep "${VM_SECONDS:-900}"; kill "$qemu" 2> /dev/null ) & timer=$!
-status=
+status= ended=0
 while IFS= read -r line; do
   line=${line%$'\r'}
   case $line in "status "*) status=${line#status };; *) printf '%s\n' "$line";; esac
 done < "$work/out"
-wait "$qemu" || true
-kill "$timer" 2> /dev/null || true
+wait "$qemu" || ended=$?
+qemu=
 if [ -n "$status" ]; then exit "$status"; fi
 if [ -s "$work/qemu.log" ]; then cat "$work/qemu.log" >&2; fi
 echo "error: the guest did not finish; its console's last lines:" >&2
 tail -20 "$log" >&2
+if [ "$ended" = 124 ]; then exit 124; fi
 exit 125

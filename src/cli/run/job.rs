@@ -231,14 +231,27 @@ impl<'a> Job<'a> {
             };
             self.show(&result)?;
             match result.status {
-                RunStatus::Finished => return Ok(status(result.exit_code)),
+                RunStatus::Finished => return Ok(self.status(result.exit_code)),
                 RunStatus::WaitingInput => match self.answer(&result).await? {
                     First::Done(next) => mode = next,
                     First::Over(code) => return Ok(code),
                     First::Interrupt => self.interrupt().await?,
                 },
+                // The runner would skip the command and say 127.
+                RunStatus::BuildFinished if result.exit_code.is_some_and(|it| it != 0) => {
+                    return Ok(status(result.exit_code));
+                }
                 _ => {}
             }
+        }
+    }
+
+    /// The exit status for the shell. Code that did not catch an interrupt fails like any other in the runner's eyes; a
+    /// shell knows better.
+    fn status(&self, code: Option<i64>) -> u8 {
+        match status(code) {
+            LOST if self.stops.interrupted => INTERRUPTED,
+            other => other,
         }
     }
 

@@ -10,7 +10,7 @@ use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 
-use super::{Place, RunArgs};
+use super::{Place, RunArgs, user};
 use crate::agent::event::Event;
 use crate::agent::request::{KernelConfig, KernelId, Reply, Request, VfolderMount};
 use crate::agent::{Agent, AgentConfig};
@@ -78,7 +78,7 @@ impl Session {
         let agent = Agent::start(AgentConfig {
             plan: PlanSettings {
                 agent_id: agent_id(&folder),
-                kernel_uid: rustix::process::geteuid().as_raw(),
+                kernel_uid: args.uid.unwrap_or_else(user::find),
                 krunner: place.krunner.clone(),
                 agent_socket: None,
                 vfolder_base: folder.join("mounts"),

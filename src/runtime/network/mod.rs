@@ -14,6 +14,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -250,8 +251,11 @@ fn connect(
     attachment: &Attachment,
     all: &[(String, Attachment)],
 ) -> Result<(), NetworkError> {
-    links::connect(&store.name, subnet, attachment)?;
-    firewall::write(&store.name, subnet, all)?;
+    // The rules name interfaces that need not be there yet.
+    both(
+        || firewall::write(&store.name, subnet, all),
+        || links::connect(&store.name, subnet, attachment),
+    )?;
     // The rule in the other table stays for as long as there are containers; `ensure` looks after it.
     if all.len() == 1 {
         firewall::open_forward(&store.name)
@@ -270,21 +274,24 @@ fn detach(store: &Store, id: &str) -> Result<(), NetworkError> {
 
 /// Every step is tried; what failed is collected.
 fn take_away(store: &Store, lock: &store::Locked<'_>, id: &str) -> Result<(), NetworkError> {
-    let mut errors = Vec::new();
     let mut all = lock.all()?;
     all.retain(|(known, _)| known != id);
     let interface = links::interface(&store.name, id);
-    let rules = match all.is_empty() {
+    let rules = || match all.is_empty() {
         true => firewall::remove(&store.name),
         false => store
             .subnet()
             .and_then(|subnet| firewall::write(&store.name, subnet, &all)),
     };
-    errors.extend(rules.err());
-    errors.extend(links::disconnect(&interface, &store.netns(id)));
-    if all.is_empty() {
-        errors.extend(links::remove_bridge(&store.name).err());
-    }
+    // Linux takes its time to remove a link: as long as `nft` takes.
+    let links = || {
+        let mut errors = links::disconnect(&interface, &store.netns(id));
+        if all.is_empty() {
+            errors.extend(links::remove_bridge(&store.name).err());
+        }
+        several(errors)
+    };
+    let mut errors: Vec<NetworkError> = both(rules, links).err().into_iter().collect();
     if errors.is_empty() {
         errors.extend(lock.remove(id).err());
         if all.is_empty() {
@@ -307,6 +314,19 @@ fn repeated(id: &str, ports: &[(u16, u16)]) -> Option<(u16, String)> {
     let mut seen = std::collections::BTreeSet::new();
     let twice = ports.iter().find(|(host, _)| !seen.insert(*host))?;
     Some((twice.0, id.to_owned()))
+}
+
+/// Does two things at once, both to their end, and tells what went wrong in either.
+fn both(
+    here: impl FnOnce() -> Result<(), NetworkError> + Send,
+    there: impl FnOnce() -> Result<(), NetworkError>,
+) -> Result<(), NetworkError> {
+    thread::scope(|scope| {
+        let here = scope.spawn(here);
+        let there = there().err();
+        let here = here.join().expect("network work does not panic").err();
+        several([here, there].into_iter().flatten().collect())
+    })
 }
 
 fn taken(all: &[(String, Attachment)], ports: &[(u16, u16)]) -> Option<(u16, String)> {

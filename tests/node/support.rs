@@ -1,0 +1,511 @@
+//! The program under test on folders of its own, a terminal for it, and the search for what it leaves behind.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, OFlags, flock, open};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+/// A program that hangs is killed after this long, so that its test fails instead of hanging too.
+const PATIENCE: Duration = Duration::from_secs(100);
+/// What is imported once and used by every test.
+const SHARED: [&str; 3] = ["images", "layers", "krunner"];
+
+/// Folders of the program, with one image.
+pub struct Node {
+    dir: TempDir,
+    image: &'static str,
+    /// Containers that were seen.
+    ids: Arc<Mutex<BTreeSet<String>>>,
+    watching: Arc<AtomicBool>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    /// With the Python image.
+    pub fn python() -> Self {
+        Self::new("python")
+    }
+
+    /// With the image of busybox.
+    pub fn busybox() -> Self {
+        Self::new("busybox")
+    }
+
+    fn new(image: &'static str) -> Self {
+        let shared = shared_store(image);
+        let node = Self::empty(image);
+        for name in SHARED {
+            symlink(shared.join(name), node.dir.path().join("state").join(name)).expect("link");
+        }
+        node
+    }
+
+    /// Without any image.
+    pub fn without_images() -> Self {
+        Self::empty("none")
+    }
+
+    fn empty(image: &'static str) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
+        fs::create_dir_all(dir.path().join("state/containers")).expect("folder");
+        let ids = Arc::new(Mutex::default());
+        let watching = Arc::new(AtomicBool::new(true));
+        let (seen, go, folder) = (
+            Arc::clone(&ids),
+            Arc::clone(&watching),
+            dir.path().to_owned(),
+        );
+        let watcher = std::thread::spawn(move || {
+            while go.load(Ordering::Relaxed) {
+                let mut seen: std::sync::MutexGuard<'_, BTreeSet<String>> =
+                    seen.lock().expect("lock");
+                seen.extend(names(&folder.join("state/containers")));
+                drop(seen);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        Self {
+            dir,
+            image,
+            ids,
+            watching,
+            watcher: Some(watcher),
+        }
+    }
+
+    /// A new empty folder of this test's.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::create_dir(&path).expect("folder");
+        path
+    }
+
+    /// Containers that were seen so far.
+    pub fn ids(&self) -> BTreeSet<String> {
+        self.ids.lock().expect("lock").clone()
+    }
+
+    /// `backendai-agent run` with these arguments.
+    pub fn command(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+        self.command_as(Command::new(env!("CARGO_BIN_EXE_backendai-agent")), args)
+    }
+
+    fn command_as(
+        &self,
+        mut command: Command,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Command {
+        command.arg("run");
+        command.args(["--image", self.image]);
+        command.args(args);
+        self.settle(&mut command);
+        command
+    }
+
+    /// Folders and surroundings of the program.
+    pub fn settle(&self, command: &mut Command) {
+        let dir = self.dir.path();
+        command
+            .arg("--state-dir")
+            .arg(dir.join("state"))
+            .arg("--run-dir")
+            .arg(dir.join("run"))
+            .env_remove("SUDO_UID")
+            .current_dir("/");
+    }
+
+    /// Starts `backendai-agent run` on pipes.
+    pub fn start(&self, args: &[&str]) -> Run {
+        Run::start(&mut self.command(args))
+    }
+
+    /// Starts `backendai-agent run` on a terminal of its own.
+    pub fn start_on_terminal(&self, args: &[&str]) -> OnTerminal {
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", env!("CARGO_BIN_EXE_backendai-agent")]);
+        OnTerminal::start(&mut self.command_as(command, args))
+    }
+
+    /// Runs to the end: exit code, standard output and standard error.
+    pub fn run(&self, args: &[&str]) -> Outcome {
+        self.start(args).end()
+    }
+
+    /// Runs Python code that must end well; gives its output.
+    pub fn output(&self, code: &str) -> String {
+        let outcome = self.run(&["-c", code]);
+        assert_eq!(outcome.code, 0, "{}", outcome.err);
+        outcome.out
+    }
+
+    /// Checks that nothing is left of any run.
+    pub fn assert_nothing_left(&self) {
+        assert_eq!(self.leftovers(), Vec::<String>::new());
+    }
+
+    /// Everything that is left of any run.
+    pub fn leftovers(&self) -> Vec<String> {
+        let dir = self.dir.path();
+        let mut left = Vec::new();
+        for folder in [
+            "run/containers",
+            "run/netns",
+            "state/containers",
+            "state/runs",
+        ] {
+            let names = names(&dir.join(folder));
+            left.extend(names.into_iter().map(|name| format!("{folder}/{name}")));
+        }
+        let records = names(&dir.join("run/network"));
+        left.extend(records.into_iter().filter(|name| name != "lock"));
+        left.extend(self.processes());
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let place = dir.to_string_lossy().into_owned();
+        let ours = mounts.lines().filter(|line| line.contains(&place));
+        left.extend(ours.map(str::to_owned));
+        left.extend(self.ids().iter().flat_map(|id| cgroups(id)));
+        let name = self.network_name();
+        if Path::new("/sys/class/net").join(&name).exists() {
+            left.push(format!("link {name}"));
+        }
+        if nft_tables().contains(&name) {
+            left.push(format!("nft table {name}"));
+        }
+        left
+    }
+
+    /// The name of the bridge and of the rule table.
+    pub fn network_name(&self) -> String {
+        let run = self.dir.path().join("run");
+        let digest = hex::encode(Sha256::digest(run.as_os_str().as_encoded_bytes()));
+        format!("bai{}", &digest[..8])
+    }
+
+    /// Every process that works for this node, or sees a container's root of it.
+    pub fn processes(&self) -> Vec<String> {
+        let place = self.dir.path().to_string_lossy().into_owned();
+        let pids = names(Path::new("/proc")).into_iter();
+        let pids = pids.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+        let ours = pids.filter_map(|pid| {
+            let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            let mounts = read("mountinfo");
+            let ours =
+                command.contains(&place) || String::from_utf8_lossy(&mounts).contains(&place);
+            ours.then(|| format!("process {pid} {command}"))
+        });
+        ours.collect()
+    }
+}
+
+impl Drop for Node {
+    /// A test that failed leaves nothing either: the next run would remove it, but there is none.
+    fn drop(&mut self) {
+        self.watching.store(false, Ordering::Relaxed);
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
+        }
+        if self.leftovers().is_empty() || self.image == "none" {
+            return;
+        }
+        // Everything that a run leaves is removed by the next.
+        let _ = self.command(["--quiet", "--exec", "true"]).output();
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// The cgroups of a container, in every hierarchy.
+pub fn cgroups(id: &str) -> Vec<String> {
+    let root = Path::new("/sys/fs/cgroup");
+    let mut roots: Vec<PathBuf> = names(root)
+        .into_iter()
+        .map(|name| root.join(name))
+        .collect();
+    roots.push(root.to_owned());
+    let paths = roots
+        .into_iter()
+        .map(|root| root.join("backendai").join(id));
+    paths
+        .filter(|path| path.exists())
+        .map(|path| path.display().to_string())
+        .collect()
+}
+
+/// Every rule table of the machine, as nft says it.
+pub fn nft_tables() -> String {
+    let output = Command::new("nft").args(["list", "tables"]).output();
+    let output = output.expect("nft is installed; the tests run as root");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The state folder with the image, imported once for all tests, also those of other processes.
+fn shared_store(image: &str) -> PathBuf {
+    let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join("node-images");
+    fs::create_dir_all(&base).expect("folder");
+    let lock = File::create(base.join(format!("{image}.lock"))).expect("lock");
+    flock(&lock, FlockOperation::LockExclusive).expect("lock");
+    let tar = PathBuf::from(script(&[image]).trim());
+    let state = base.join(tar.file_stem().expect("a file"));
+    let done = state.join("done");
+    if !done.exists() {
+        let _ = fs::remove_dir_all(&state);
+        let flags = script(&["--flags", image]);
+        let mut import = Command::new(env!("CARGO_BIN_EXE_backendai-agent"));
+        import.args(["image", "import"]).arg(&tar).arg(image);
+        import.args(flags.lines());
+        import.arg("--state-dir").arg(&state);
+        import.arg("--run-dir").arg(base.join("run"));
+        let output = import.output().expect("started");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "image import: {text}");
+        fs::create_dir_all(state.join("krunner")).expect("folder");
+        File::create(done).expect("marked");
+    }
+    state
+}
+
+fn script(args: &[&str]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kernel-image.sh");
+    let output = Command::new(path).args(args).output().expect("started");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "kernel-image.sh: {text}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+fn exit_code(status: ExitStatus) -> i32 {
+    status
+        .code()
+        .unwrap_or_else(|| panic!("killed by signal {:?}", status.signal()))
+}
+
+/// Kills a process that hangs.
+struct Watchdog {
+    over: Arc<AtomicBool>,
+    pid: Pid,
+}
+
+impl Watchdog {
+    fn new(child: &Child) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let pid = Pid::from_child(child);
+        let stop = Arc::clone(&over);
+        std::thread::spawn(move || {
+            for _ in 0..PATIENCE.as_secs() * 10 {
+                std::thread::sleep(Duration::from_millis(100));
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+            let _ = kill_process(pid, Signal::KILL);
+        });
+        Self { over, pid }
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A program on pipes.
+pub struct Run {
+    child: Child,
+    pub input: Option<ChildStdin>,
+    pub out: BufReader<ChildStdout>,
+    err: Option<JoinHandle<String>>,
+    dog: Watchdog,
+}
+
+impl Run {
+    /// Starts it.
+    pub fn start(command: &mut Command) -> Self {
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("started");
+        let mut stderr: ChildStderr = child.stderr.take().expect("piped");
+        let err = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        Self {
+            input: child.stdin.take(),
+            out: BufReader::new(child.stdout.take().expect("piped")),
+            err: Some(err),
+            dog: Watchdog::new(&child),
+            child,
+        }
+    }
+
+    /// The next line of standard output, with its end.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).expect("text");
+        line
+    }
+
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        self.dog.pid
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.dog.pid, signal).expect("it lives");
+    }
+
+    /// Writes to its standard input.
+    pub fn say(&mut self, text: &str) {
+        let input = self.input.as_mut().expect("open");
+        input.write_all(text.as_bytes()).expect("written");
+        input.flush().expect("written");
+    }
+
+    /// Reads its output to the end and waits for it.
+    pub fn end(self) -> Outcome {
+        let (status, out, err) = self.wait();
+        Outcome {
+            code: exit_code(status),
+            out,
+            err,
+        }
+    }
+
+    /// Like [`Run::end`], however it ends.
+    pub fn wait(mut self) -> (ExitStatus, String, String) {
+        drop(self.input.take());
+        let mut out = Vec::new();
+        self.out.read_to_end(&mut out).expect("read");
+        let status = self.child.wait().expect("waited for");
+        let err = self.err.take().expect("not read before").join();
+        let out = String::from_utf8_lossy(&out).into_owned();
+        (status, out, err.expect("read"))
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// A program on a terminal.
+pub struct OnTerminal {
+    child: Child,
+    master: File,
+    seen: String,
+    _dog: Watchdog,
+}
+
+impl OnTerminal {
+    fn start(command: &mut Command) -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("terminal");
+        grantpt(&master).expect("terminal");
+        unlockpt(&master).expect("terminal");
+        let name = ptsname(&master, Vec::new()).expect("terminal");
+        let flags = OFlags::RDWR | OFlags::NOCTTY;
+        let slave = || -> OwnedFd { open(&*name, flags, 0.into()).expect("terminal") };
+        command.stdin(slave()).stdout(slave()).stderr(slave());
+        let child = command.spawn().expect("started");
+        // The end of the output is seen when nobody has the terminal open any more.
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self {
+            _dog: Watchdog::new(&child),
+            child,
+            master: master.into(),
+            seen: String::new(),
+        }
+    }
+
+    /// Types.
+    pub fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).expect("written");
+    }
+
+    /// Waits until what is typed is not shown.
+    pub fn until_hidden(&self) {
+        for _ in 0..5000 {
+            let modes = tcgetattr(&self.master).expect("a terminal").local_modes;
+            if !modes.contains(LocalModes::ECHO) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("what is typed stays visible");
+    }
+
+    /// Reads until a text is on the screen, after what was found before; gives what is between.
+    pub fn until(&mut self, text: &str) -> String {
+        loop {
+            if let Some(at) = self.seen.find(text) {
+                let rest = self.seen.split_off(at + text.len());
+                return std::mem::replace(&mut self.seen, rest);
+            }
+            assert!(self.read(), "{text:?} never came; there is {:?}", self.seen);
+        }
+    }
+
+    fn read(&mut self) -> bool {
+        let mut part = [0; 4096];
+        // A terminal that nobody has open is an error to read.
+        let length = self.master.read(&mut part).unwrap_or(0);
+        self.seen
+            .push_str(&String::from_utf8_lossy(&part[..length]));
+        length > 0
+    }
+
+    /// Reads to the end: exit code, and the rest of the screen.
+    pub fn end(mut self) -> (i32, String) {
+        while self.read() {}
+        let status = self.child.wait().expect("waited for");
+        (exit_code(status), std::mem::take(&mut self.seen))
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
