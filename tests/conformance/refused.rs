@@ -123,3 +123,23 @@ async fn ports_without_a_network_of_its_own() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn a_name_that_another_container_has_until_that_is_gone() {
+    let engine = TestEngine::youki().await;
+    let (one, mut two) = (engine.shell("sleep 1000"), engine.shell("sleep 1000"));
+    two.name.clone_from(&one.name);
+    let (first, second) = tokio::join!(engine.runtime.create(&one), engine.runtime.create(&two));
+    let (made, error, refused) = match (first, second) {
+        (Ok(made), Err(error)) => (made, error, two),
+        (Err(error), Ok(made)) => (made, error, one),
+        both => panic!("one of two has the name: {both:?}"),
+    };
+    assert!(
+        matches!(&error, RuntimeError::Invalid(text) if text.contains(&refused.name)),
+        "{error:?}"
+    );
+    engine.runtime.remove(&made).await.expect("remove");
+    engine.runtime.create(&refused).await.expect("it is free");
+    engine.close().await;
+}

@@ -37,8 +37,11 @@ impl Inner {
     fn create(&self, spec: &ContainerSpec, rootfs: Rootfs) -> Result<(), BoxError> {
         check_sources(spec)?;
         let folder = self.folder(&spec.id).map_err(|_| invalid_id(&spec.id))?;
+        // No `sweep`, and no other container of this name, until the record is written.
+        let claiming = self.lock_containers()?;
+        self.check_name(spec)?;
         let lock = self.claim(&folder, &spec.id)?;
-        let done = self.fill(spec, rootfs, &folder);
+        let done = self.fill(spec, rootfs, &folder, claiming);
         if done.is_err()
             && let Err(error) = self.take_apart(&spec.id, &folder)
         {
@@ -48,10 +51,27 @@ impl Inner {
         done
     }
 
+    /// Refuses a name that another container has.
+    fn check_name(&self, spec: &ContainerSpec) -> Result<(), BoxError> {
+        for entry in fs::read_dir(self.containers())? {
+            let folder = Folder::new(entry?.path());
+            // One that is being removed or cannot be read has no say; `list` tells of it.
+            let Ok(Some(other)) = folder.record() else {
+                continue;
+            };
+            if other.name == spec.name && other.id != spec.id.0 {
+                let text = format!(
+                    "container {}: the name {} is taken by container {}; remove that first",
+                    spec.id, spec.name, other.id
+                );
+                return Err(RuntimeError::Invalid(text).into());
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the container's folder and locks it: it is ours until the lock is dropped.
     fn claim(&self, folder: &Folder, id: &ContainerId) -> Result<File, BoxError> {
-        // No `sweep` until the folder has its name.
-        let _claiming = self.lock_containers(FlockOperation::LockShared)?;
         let new = self
             .containers()
             .join(format!(".{id}.{}", uuid::Uuid::new_v4()));
@@ -76,7 +96,13 @@ impl Inner {
         }
     }
 
-    fn fill(&self, spec: &ContainerSpec, rootfs: Rootfs, folder: &Folder) -> Result<(), BoxError> {
+    fn fill(
+        &self,
+        spec: &ContainerSpec,
+        rootfs: Rootfs,
+        folder: &Folder,
+        claiming: File,
+    ) -> Result<(), BoxError> {
         let state = self.states().join(&spec.id.0);
         let cgroup = Path::new("/backendai").join(&spec.id.0);
         let bridged = spec.network == NetworkMode::Bridge;
@@ -101,6 +127,7 @@ impl Inner {
         };
         // First of all: whoever finds it can undo what follows.
         folder.write("record.json", &record, false)?;
+        drop(claiming);
         let attachment = if bridged {
             Some(self.attach(spec)?)
         } else {

@@ -54,7 +54,7 @@ impl Inner {
     /// in a reboot, what containers wrote.
     pub(super) fn sweep(&self) -> io::Result<()> {
         // A folder with its name comes first in `create` and goes last in `remove`.
-        let _alone = self.lock_containers(FlockOperation::LockExclusive)?;
+        let _alone = self.lock_containers()?;
         let nameless = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with('.');
         let ownerless = |entry: &DirEntry| {
             let owner = fs::symlink_metadata(self.containers().join(entry.file_name()));
@@ -64,10 +64,10 @@ impl Inner {
         sweep_folder(&self.states(), ownerless)
     }
 
-    /// Locks the folder of all containers against, or for, a `sweep`.
-    pub(super) fn lock_containers(&self, kind: FlockOperation) -> io::Result<File> {
+    /// Locks the folder of all containers: nobody else makes one, or sweeps, until this is dropped.
+    pub(super) fn lock_containers(&self) -> io::Result<File> {
         let folder = File::open(self.containers())?;
-        flock(&folder, kind)?;
+        flock(&folder, FlockOperation::LockExclusive)?;
         Ok(folder)
     }
 
