@@ -20,7 +20,7 @@ unit_tests() {
 
 step formatting cargo fmt --all --check
 step lints cargo clippy --quiet --workspace --all-targets -- -D warnings
-step documentation env RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
+step documentation env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --quiet --workspace --no-deps --document-private-items
 if need_cargo_tool cargo-deny "$deny_version"; then
   step dependencies cargo deny --log-level error check bans licenses sources
 else

@@ -37,7 +37,7 @@ enum ImageCommand {
 struct ImportArgs {
     /// Archive (plain, gzip or zstd), OCI folder, or - for standard input
     path: PathBuf,
-    /// Name of the image, [registry/]repository[:tag]; may be absent when the archive has one
+    /// Name of the image, such as registry/repository:tag; may be absent when the archive has one
     name: Option<String>,
     /// Label of the image
     #[arg(long, value_name = "K=V", value_parser = pair)]
@@ -64,7 +64,7 @@ struct ImportArgs {
 
 #[derive(Clone, Debug, clap::Args)]
 struct PullArgs {
-    /// Name of the image, [registry/]repository[:tag][@sha256:…]
+    /// Name of the image, such as registry/repository:tag or repository@sha256:…
     name: String,
     /// User name at the registry [default: what docker login left]
     #[arg(long, requires = "password_stdin")]

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::logging;
 use crate::manager::identity::Sources;
 
-/// Options of `serve`, as they are given; [`Config`](crate::config::Config) judges them.
+/// Options of `serve`, as they are given; [`Config`] judges them.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ServeArgs {
     /// Namespace of the cluster in etcd [default: local]

@@ -4,6 +4,8 @@ use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use backendai_agent::runtime::{ContainerSpec, NetworkMode, PortBinding, RuntimeError};
 
 use crate::engine::TestEngine;
@@ -24,6 +26,44 @@ fn bridged(engine: &TestEngine, script: &str, port: u16) -> ContainerSpec {
     spec
 }
 
+/// What the server behind a forwarded port says, once it can be reached.
+async fn greeting(port: u16) -> String {
+    let mut text = String::new();
+    for _ in 0..400 {
+        if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
+            stream
+                .set_read_timeout(Some(Duration::from_secs(10)))
+                .expect("timeout");
+            if matches!(stream.read_to_string(&mut text), Ok(1..)) {
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    text
+}
+
+#[tokio::test]
+async fn rules_that_were_flushed_are_back_after_the_next_list() {
+    let engine = TestEngine::youki().await;
+    let port = free_port();
+    let server = "while true; do echo hello | nc -l -p 2000; done";
+    engine.launch(&bridged(&engine, server, port)).await;
+    let table = |action: &str| {
+        let digest = Sha256::digest(engine.path("run").as_os_str().as_encoded_bytes());
+        let name = format!("bai{}", &hex::encode(digest)[..8]);
+        let nft = std::process::Command::new("nft")
+            .args([action, "table", "ip", &name])
+            .output();
+        nft.expect("nft").status.success()
+    };
+    assert!(table("delete"));
+    engine.runtime.list().await.expect("list");
+    assert!(table("list"));
+    assert_eq!(greeting(port).await, "hello\n");
+    engine.close().await;
+}
+
 #[tokio::test]
 async fn a_port_is_forwarded_from_the_loopback_address_and_told() {
     let engine = TestEngine::youki().await;
@@ -37,18 +77,7 @@ async fn a_port_is_forwarded_from_the_loopback_address_and_told() {
     let info = engine.runtime.inspect(&id).await.expect("inspect");
     assert_eq!(info.ports, spec.ports);
     assert!(info.address.is_some());
-    let mut text = String::new();
-    for _ in 0..400 {
-        if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
-            stream
-                .set_read_timeout(Some(Duration::from_secs(10)))
-                .expect("timeout");
-            if matches!(stream.read_to_string(&mut text), Ok(1..)) {
-                break;
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
+    let text = greeting(port).await;
     assert_eq!(text, "hello\n");
     engine.close().await;
 }

@@ -226,6 +226,10 @@ impl ContainerRuntime for Youki {
     }
 
     async fn list(&self) -> Result<Vec<ContainerInfo>> {
+        // The agent asks every few seconds: the time to put back rules that somebody flushed.
+        if let Err(error) = self.0.network.ensure().await {
+            tracing::warn!("cannot look after the bridge and its rules: {error}");
+        }
         self.blocking("listing containers", |inner| inner.list())
             .await
     }
