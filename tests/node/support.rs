@@ -435,11 +435,12 @@ pub struct OnTerminal {
 
 impl OnTerminal {
     fn start(command: &mut Command) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("terminal");
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+            .expect("terminal");
         grantpt(&master).expect("terminal");
         unlockpt(&master).expect("terminal");
         let name = ptsname(&master, Vec::new()).expect("terminal");
-        let flags = OFlags::RDWR | OFlags::NOCTTY;
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let slave = || -> OwnedFd { open(&*name, flags, 0.into()).expect("terminal") };
         command.stdin(slave()).stdout(slave()).stderr(slave());
         let child = command.spawn().expect("started");

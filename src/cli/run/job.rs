@@ -9,7 +9,8 @@ use super::RunArgs;
 use super::session::Session;
 use super::terminal::Terminal;
 use crate::agent::event::Event;
-use crate::agent::request::{Execute, ExecuteMode, Request, RunResult, RunStatus};
+use crate::agent::request::{Execute, ExecuteMode, Reply, Request, RunResult, RunStatus};
+use crate::agent::{Agent, AgentError};
 use crate::manager::Node;
 
 /// Exit status after `--timeout`, as of timeout(1).
@@ -17,6 +18,8 @@ const TIMED_OUT: u8 = 124;
 /// Exit status after SIGINT and SIGTERM, as of a shell.
 const INTERRUPTED: u8 = 130;
 const TERMINATED: u8 = 143;
+/// How long an interrupted program may take to end before its question is taken to be meant.
+const DOUBT: Duration = Duration::from_secs(1);
 /// Exit status when the kernel ended before the code did, or gave no status.
 const LOST: u8 = 1;
 
@@ -209,19 +212,24 @@ impl<'a> Job<'a> {
     async fn drive(&mut self, first: ExecuteMode) -> anyhow::Result<u8> {
         let run = uuid::Uuid::new_v4().simple().to_string();
         let mut mode = first;
+        // A question that came after an interrupt: it may be from before, with nobody waiting for the answer.
+        let mut doubtful: Option<RunResult> = None;
         loop {
             let call = Execute {
                 kernel: self.session.kernel.clone(),
                 run: Some(run.clone()),
                 mode: std::mem::replace(&mut mode, ExecuteMode::Continue),
-                flush_timeout: None,
+                flush_timeout: doubtful.as_ref().map(|_| DOUBT),
             };
-            let agent = &self.session.agent;
-            let mut call = std::pin::pin!(agent.run_streaming(call));
+            let mut call = std::pin::pin!(next_result(&self.session.agent, call));
+            let mut interrupted = false;
             let result = loop {
                 match self.stops.or(&mut call).await {
                     First::Over(code) => return Ok(code),
-                    First::Interrupt => self.interrupt().await?,
+                    First::Interrupt => {
+                        interrupted = true;
+                        self.interrupt().await?;
+                    }
                     First::Done(result) => break result?,
                 }
             };
@@ -230,6 +238,21 @@ impl<'a> Job<'a> {
                 return Ok(LOST);
             };
             self.show(&result)?;
+            let result = match (result.status, doubtful.take()) {
+                (RunStatus::Continued, Some(question)) if result.console.is_empty() => question,
+                (RunStatus::Continued, question) => {
+                    doubtful = question;
+                    continue;
+                }
+                (RunStatus::WaitingInput, _) if interrupted => {
+                    doubtful = Some(RunResult {
+                        console: Vec::new(),
+                        ..result
+                    });
+                    continue;
+                }
+                _ => result,
+            };
             match result.status {
                 RunStatus::Finished => return Ok(self.status(result.exit_code)),
                 RunStatus::WaitingInput => match self.answer(&result).await? {
@@ -294,6 +317,19 @@ impl<'a> Job<'a> {
             First::Over(code) => First::Over(code),
         })
     }
+}
+
+/// What comes next: any output at once, or what came within the call's time where it has one.
+async fn next_result(agent: &Agent, call: Execute) -> Result<Option<RunResult>, AgentError> {
+    if call.flush_timeout.is_none() {
+        return agent.run_streaming(call).await;
+    }
+    Ok(
+        match agent.handle(Request::Execute(Box::new(call))).await? {
+            Reply::Run(result) => Some(*result),
+            _ => None,
+        },
+    )
 }
 
 /// A run's exit code as a process's: a signal's negative number becomes 128 and the number.
