@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::runtime::{ContainerRuntime, ImageStore, RuntimeError};
-use crate::sys::capability;
 
 /// The container engines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
@@ -46,7 +45,7 @@ pub async fn open(kind: RuntimeKind, config: EngineConfig) -> crate::runtime::Re
     match kind {
         #[cfg(feature = "youki")]
         RuntimeKind::Youki => {
-            capability::check()
+            crate::sys::capability::check()
                 .map_err(|error| RuntimeError::Invalid(format!("youki: {error}")))?;
             let images = crate::image::Store::open(&config.state_dir)?;
             let source: Arc<dyn youki::RootfsSource> = Arc::new(Arc::clone(&images));
@@ -56,5 +55,14 @@ pub async fn open(kind: RuntimeKind, config: EngineConfig) -> crate::runtime::Re
                 images,
             })
         }
+        #[cfg(not(feature = "youki"))]
+        RuntimeKind::Youki => Err(absent("youki")),
     }
+}
+
+#[cfg(not(feature = "youki"))]
+fn absent(engine: &str) -> RuntimeError {
+    RuntimeError::Invalid(format!(
+        "this agent is built without the engine {engine}; build it with --features {engine}"
+    ))
 }

@@ -249,6 +249,8 @@ pub fn container(settings: &PlanSettings, input: &PlanInput<'_>, attempt: &str) 
     let id = container_id(&settings.agent_id, input.kernel, attempt);
     let mut limits = input.effects.limits.clone();
     limits.pids = limits.pids.or(Some(PIDS_LIMIT));
+    // As much swap as memory: what Docker gives where 19.03 asks for nothing.
+    limits.swap_bytes = limits.swap_bytes.or(limits.memory_bytes);
     let mut env = input.environ.to_vec();
     env.extend(settings.runner_env.iter().cloned());
     ContainerSpec {

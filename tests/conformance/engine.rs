@@ -317,13 +317,20 @@ pub fn cgroups(id: &ContainerId) -> Vec<PathBuf> {
     paths.filter(|path| path.exists()).collect()
 }
 
-/// Reads a file of a container's cgroup of one controller (version 1).
+/// Whether this machine has only cgroup version 2.
+pub fn unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// Reads a file of a container's cgroup: on version 1 in the hierarchy of `controller`.
 pub fn cgroup_file(id: &ContainerId, controller: &str, file: &str) -> String {
-    let path = Path::new("/sys/fs/cgroup")
-        .join(controller)
-        .join("backendai")
-        .join(&id.0)
-        .join(file);
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchy = if unified() {
+        root.to_owned()
+    } else {
+        root.join(controller)
+    };
+    let path = hierarchy.join("backendai").join(&id.0).join(file);
     fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         .trim()

@@ -1,8 +1,8 @@
-//! Limits, as Linux keeps them. On this kind of machine (cgroups version 1 or hybrid) they are files of version 1.
+//! Limits, as Linux keeps them: in files of cgroup version 1 on hybrid machines, of version 2 elsewhere.
 
 use backendai_agent::runtime::Limits;
 
-use crate::engine::{TestEngine, cgroup_file, cgroups};
+use crate::engine::{TestEngine, cgroup_file, cgroups, unified};
 
 #[tokio::test]
 async fn the_limits_are_in_the_cgroups() {
@@ -18,13 +18,21 @@ async fn the_limits_are_in_the_cgroups() {
         shm_bytes: None,
     };
     let id = engine.launch(&spec).await;
-    for (controller, file, value) in [
+    let version_1 = [
         ("cpu", "cpu.cfs_quota_us", "50000"),
         ("cpu", "cpu.cfs_period_us", "100000"),
         ("cpuset", "cpuset.cpus", "0"),
         ("memory", "memory.limit_in_bytes", "67108864"),
         ("pids", "pids.max", "20"),
-    ] {
+    ];
+    let version_2 = [
+        ("cpu", "cpu.max", "50000 100000"),
+        ("cpuset", "cpuset.cpus", "0"),
+        ("memory", "memory.max", "67108864"),
+        ("memory", "memory.swap.max", "0"),
+        ("pids", "pids.max", "20"),
+    ];
+    for (controller, file, value) in if unified() { version_2 } else { version_1 } {
         assert_eq!(cgroup_file(&id, controller, file), value, "{file}");
     }
     engine.close().await;
@@ -40,9 +48,14 @@ async fn the_first_process_is_in_the_cgroup_that_is_told() {
         Some(format!("/backendai/{id}").as_ref())
     );
     let pid = info.pid.expect("it runs").to_string();
-    assert!(cgroups(&id).len() >= 5);
+    let (least, file) = if unified() {
+        (1, "container/cgroup.procs")
+    } else {
+        (5, "cgroup.procs")
+    };
+    assert!(cgroups(&id).len() >= least);
     for controller in ["cpu", "memory", "pids", "devices", "cpuset"] {
-        let tasks = cgroup_file(&id, controller, "cgroup.procs");
+        let tasks = cgroup_file(&id, controller, file);
         assert!(
             tasks.lines().any(|task| task == pid),
             "{controller}: {tasks}"
@@ -55,7 +68,12 @@ async fn the_first_process_is_in_the_cgroup_that_is_told() {
 async fn a_container_without_limits_has_none() {
     let engine = TestEngine::youki().await;
     let id = engine.launch(&engine.shell("sleep 1000")).await;
-    assert_eq!(cgroup_file(&id, "cpu", "cpu.cfs_quota_us"), "-1");
+    let (file, none) = if unified() {
+        ("cpu.max", "max 100000")
+    } else {
+        ("cpu.cfs_quota_us", "-1")
+    };
+    assert_eq!(cgroup_file(&id, "cpu", file), none);
     assert_eq!(cgroup_file(&id, "pids", "pids.max"), "max");
     engine.close().await;
 }

@@ -104,3 +104,17 @@ fn a_flood_that_nobody_reads_ends_the_run() {
     assert_ne!(run.end().code, 0);
     node.assert_nothing_left();
 }
+
+#[test]
+fn a_program_that_wants_too_much_memory_is_killed_and_the_run_says_why() {
+    let node = Node::busybox();
+    let hog = "dd if=/dev/zero of=/dev/null bs=300M count=1";
+    let outcome = node.run(&["--mem", "64m", "--exec", hog]);
+    assert_ne!(outcome.code, 0);
+    assert!(
+        outcome.err.contains("out of its memory of 64m"),
+        "{}",
+        outcome.err
+    );
+    node.assert_nothing_left();
+}

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::unified;
-use crate::runtime::Limits;
+use crate::runtime::{BoxError, Limits};
+use crate::sys::cgroup::ParentCgroup;
 
 /// How long a cgroup whose processes were just killed may still be busy.
 const BUSY: (u32, Duration) = (200, Duration::from_millis(5));
@@ -112,10 +112,21 @@ impl Hierarchies {
     }
 
     /// On v2, writes the limits and reads them back; what Linux does not take is an error.
-    pub fn limit(&self, path: &Path, limits: &Limits) -> io::Result<()> {
-        match &self.unified {
-            Some(root) if self.is_unified() => unified::limit(root, path, limits),
-            _ => Ok(()),
+    pub fn limit(&self, path: &Path, limits: &Limits) -> Result<(), BoxError> {
+        let Some(root) = self.unified.as_ref().filter(|_| self.is_unified()) else {
+            return Ok(());
+        };
+        let offered = fs::read_to_string(root.join("cgroup.controllers"))?;
+        let controllers = controllers(limits, &offered);
+        Ok(ParentCgroup::create(root, path, &controllers)?.limit(limits)?)
+    }
+
+    /// Whether Linux counts swap here, so that it can be limited: it may be told not to when it starts.
+    pub fn counts_swap(&self, path: &Path) -> bool {
+        match (&self.memory, &self.unified) {
+            (Some(root), _) => root.join("memory.memsw.limit_in_bytes").exists(),
+            (None, Some(root)) => below(root, path).join("memory.swap.max").exists(),
+            (None, None) => false,
         }
     }
 
@@ -133,6 +144,29 @@ impl Hierarchies {
             (None, None) => None,
         }
     }
+}
+
+/// The controllers of a kernel's cgroup on v2: those that its limits need, and those that count for the statistics
+/// where Linux offers them.
+fn controllers<'a>(limits: &Limits, offered: &'a str) -> Vec<&'a str> {
+    let needed = [
+        ("cpu", limits.cpu_quota_us.is_some()),
+        ("cpuset", limits.cpuset.is_some()),
+        ("memory", limits.memory_bytes.is_some()),
+        ("pids", limits.pids.is_some()),
+    ];
+    let needed = needed.into_iter().filter(|(_, needed)| *needed);
+    let mut all: Vec<&str> = needed.map(|(name, _)| name).collect();
+    let counting = ["cpu", "memory", "io", "pids"];
+    let offered = offered
+        .split_whitespace()
+        .filter(|name| counting.contains(name));
+    for name in offered {
+        if !all.contains(&name) {
+            all.push(name);
+        }
+    }
+    all
 }
 
 fn below(root: &Path, path: &Path) -> PathBuf {
@@ -207,6 +241,19 @@ mod tests {
             all.inner(Path::new("/backendai/a")),
             Path::new("/backendai/a/container")
         );
+    }
+
+    #[test]
+    fn what_limits_need_is_asked_for_and_what_counts_where_it_is_offered() {
+        let limits = Limits {
+            cpuset: Some("0".to_owned()),
+            ..Limits::default()
+        };
+        assert_eq!(
+            controllers(&limits, "cpuset cpu hugetlb"),
+            ["cpuset", "cpu"]
+        );
+        assert_eq!(controllers(&limits, ""), ["cpuset"]);
     }
 
     #[test]

@@ -142,6 +142,11 @@ impl Inner {
         }
         let hierarchies = Hierarchies::read()?;
         hierarchies.create(&cgroup)?;
+        let mut spec = spec.clone();
+        if spec.limits.swap_bytes.is_some() && !hierarchies.counts_swap(&cgroup) {
+            tracing::debug!(container = %spec.id, "this Linux does not count swap: it is not limited");
+            spec.limits.swap_bytes = None;
+        }
         hierarchies.limit(&cgroup, &spec.limits)?;
         let place = Placement {
             rootfs: PathBuf::from("rootfs"),
@@ -152,7 +157,7 @@ impl Inner {
             open_files: open_files(),
         };
         let oci =
-            oci::spec(spec, &place).map_err(|error| RuntimeError::Invalid(error.to_string()))?;
+            oci::spec(&spec, &place).map_err(|error| RuntimeError::Invalid(error.to_string()))?;
         folder.write("config.json", &oci, false)?;
         self.spawn_monitor(&spec.id, folder)
     }

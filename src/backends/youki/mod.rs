@@ -14,7 +14,6 @@ mod names;
 mod record;
 mod remove;
 mod rootfs;
-mod unified;
 mod watcher;
 
 use std::fmt;

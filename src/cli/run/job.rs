@@ -120,7 +120,16 @@ impl<'a> Job<'a> {
             return Ok(over);
         }
         match self.mode().await? {
-            First::Done(mode) => self.drive(mode).await,
+            First::Done(mode) => {
+                let code = self.drive(mode).await?;
+                if code != 0 && self.session.ran_out_of_memory().await {
+                    let memory = &self.args.mem;
+                    self.terminal.complain(&format!(
+                        "a program was killed because the kernel ran out of its memory of {memory}; give more with --mem"
+                    ));
+                }
+                Ok(code)
+            }
             First::Over(code) => Ok(code),
             First::Interrupt => Ok(INTERRUPTED),
         }

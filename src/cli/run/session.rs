@@ -18,8 +18,9 @@ use crate::kernel::plan::PlanSettings;
 use crate::manager::Node;
 use crate::resource::device::{Cpu, Memory};
 use crate::resource::slot::{Amount, SlotAmounts, parse_bytes};
-use crate::runtime::{ImageInfo, LABEL_AGENT_ID};
+use crate::runtime::{ImageInfo, LABEL_AGENT_ID, LABEL_KERNEL_ID};
 use crate::stats::StatsCollector;
+use crate::sys::cgroup::{self, Hierarchies};
 
 /// Label that makes an image a kernel's.
 const KERNELSPEC: &str = "ai.backend.kernelspec";
@@ -144,6 +145,18 @@ impl Session {
         };
         self.agent.handle(request).await?;
         Ok(name.to_owned())
+    }
+
+    /// Whether Linux killed a program of the kernel for want of memory.
+    pub async fn ran_out_of_memory(&self) -> bool {
+        let runtime = &self.agent.parts().runtime;
+        let containers = runtime.list().await.unwrap_or_default();
+        let cgroup = containers.into_iter().find_map(|container| {
+            let kernel = container.labels.get(LABEL_KERNEL_ID)?;
+            container.cgroup.filter(|_| kernel == self.kernel.as_str())
+        });
+        let count = |path: PathBuf| Hierarchies::detect(Path::new(cgroup::ROOT)).oom_kills(&path);
+        cgroup.and_then(count).is_some_and(|kills| kills > 0)
     }
 
     /// Ends the kernel if it lives, and removes every file of the run.
