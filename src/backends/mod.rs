@@ -56,7 +56,10 @@ pub async fn open(kind: RuntimeKind, config: EngineConfig) -> crate::runtime::Re
             })
         }
         #[cfg(not(feature = "youki"))]
-        RuntimeKind::Youki => Err(absent("youki")),
+        RuntimeKind::Youki => {
+            drop(config);
+            Err(absent("youki"))
+        }
     }
 }
 
