@@ -78,7 +78,8 @@ finish() {
 }
 
 [ $# -gt 0 ] || set -- rust doc real_stack vm
-need_build && need_runtime && need_apt python3 python3-venv busybox-static jq || exit 1
+need_build && need_runtime && need_apt python3 python3-venv busybox-static jq iptables &&
+  need_services etcd-server redis-server docker-registry || exit 1
 say "building"
 if ! cargo build --workspace > "$logs/build.log" 2>&1; then
   tail -40 "$logs/build.log" >&2
