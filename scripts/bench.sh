@@ -8,7 +8,8 @@ set -euo pipefail
 cd "$repo"
 need_build
 need_runtime
-need_apt etcd-server redis-server runc crun
+need_apt runc crun
+need_services etcd-server redis-server
 BACKENDAI_BENCH_IMAGE=$(scripts/kernel-image.sh python)
 BACKENDAI_BENCH_IMAGE_FLAGS=$(scripts/kernel-image.sh --flags python)
 export BACKENDAI_BENCH_IMAGE BACKENDAI_BENCH_IMAGE_FLAGS
