@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use backendai_agent::backends::EngineConfig;
 use backendai_agent::backends::youki::{Rootfs, RootfsSource, Youki};
+use backendai_agent::runtime::DEFAULT_CAPABILITIES;
 use backendai_agent::runtime::fake::{FakeRuntime, no_runner};
-use backendai_agent::runtime::oci::DEFAULT_CAPABILITIES;
 use backendai_agent::runtime::{
     ContainerId, ContainerRuntime, ContainerSpec, ExitStatus, ImageInfo, LABEL_OWNER, Limits,
     NetworkMode, OWNER, Result, RuntimeError, Seccomp,

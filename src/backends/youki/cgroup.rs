@@ -6,14 +6,9 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::Duration;
 
 use crate::runtime::{BoxError, Limits};
-use crate::sys::cgroup::ParentCgroup;
-
-/// How long a cgroup whose processes were just killed may still be busy.
-const BUSY: (u32, Duration) = (200, Duration::from_millis(5));
+use crate::sys::cgroup::{ParentCgroup, remove_tree};
 
 /// The mounted cgroup hierarchies of this machine.
 #[derive(Clone, Debug)]
@@ -187,27 +182,6 @@ fn create_below(folder: &Path) -> io::Result<()> {
         }
     }
     Err(named(folder, &io::Error::from(ErrorKind::NotFound)))
-}
-
-fn remove_tree(folder: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        }
-    }
-    for _ in 0..BUSY.0 {
-        match fs::remove_dir(folder) {
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => sleep(BUSY.1),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => return other,
-        }
-    }
-    fs::remove_dir(folder)
 }
 
 #[cfg(test)]

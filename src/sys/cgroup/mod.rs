@@ -8,7 +8,7 @@ mod usage;
 
 use std::path::{Path, PathBuf};
 
-pub use self::parent::{CgroupError, ParentCgroup};
+pub use self::parent::{CgroupError, ParentCgroup, remove_tree};
 pub use self::usage::Usage;
 
 /// Where Linux distributions mount cgroups.

@@ -213,7 +213,11 @@ fn cpu_list(text: &str) -> Option<BTreeSet<usize>> {
     Some(all)
 }
 
-fn remove_tree(folder: &Path) -> io::Result<()> {
+/// Removes a cgroup and what is below it. Processes that were just killed are waited for, for a second; absent is done.
+///
+/// # Errors
+/// When processes still live in it.
+pub fn remove_tree(folder: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         other => other?,
