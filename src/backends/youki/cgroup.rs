@@ -106,23 +106,19 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// On v2, writes the limits and reads them back; what Linux does not take is an error.
-    pub fn limit(&self, path: &Path, limits: &Limits) -> Result<(), BoxError> {
+    /// On v2, writes the limits and reads them back; what Linux does not take is an error. Swap that Linux was told not
+    /// to count cannot be limited: it is taken out of `limits`.
+    pub fn limit(&self, path: &Path, limits: &mut Limits) -> Result<(), BoxError> {
         let Some(root) = self.unified.as_ref().filter(|_| self.is_unified()) else {
+            let counter = |root: &PathBuf| root.join("memory.memsw.limit_in_bytes");
+            leave_out_swap(limits, self.memory.as_ref().map(counter));
             return Ok(());
         };
         let offered = fs::read_to_string(root.join("cgroup.controllers"))?;
         let controllers = controllers(limits, &offered);
-        Ok(ParentCgroup::create(root, path, &controllers)?.limit(limits)?)
-    }
-
-    /// Whether Linux counts swap here, so that it can be limited: it may be told not to when it starts.
-    pub fn counts_swap(&self, path: &Path) -> bool {
-        match (&self.memory, &self.unified) {
-            (Some(root), _) => root.join("memory.memsw.limit_in_bytes").exists(),
-            (None, Some(root)) => below(root, path).join("memory.swap.max").exists(),
-            (None, None) => false,
-        }
+        let parent = ParentCgroup::create(root, path, &controllers)?;
+        leave_out_swap(limits, Some(parent.folder().join("memory.swap.max")));
+        Ok(parent.limit(limits)?)
     }
 
     /// Whether Linux killed a process of this cgroup for want of memory.
@@ -162,6 +158,14 @@ fn controllers<'a>(limits: &Limits, offered: &'a str) -> Vec<&'a str> {
         }
     }
     all
+}
+
+/// Takes the limit of swap out where the file that would hold it is not there.
+fn leave_out_swap(limits: &mut Limits, file: Option<PathBuf>) {
+    if limits.swap_bytes.is_some() && !file.is_some_and(|file| file.exists()) {
+        tracing::debug!("this Linux does not count swap: it is not limited");
+        limits.swap_bytes = None;
+    }
 }
 
 fn below(root: &Path, path: &Path) -> PathBuf {
@@ -228,6 +232,30 @@ mod tests {
             ["cpuset", "cpu"]
         );
         assert_eq!(controllers(&limits, ""), ["cpuset"]);
+    }
+
+    #[test]
+    fn swap_is_limited_where_linux_counts_it() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let file = dir.path().join("memory.memsw.limit_in_bytes");
+        let all = Hierarchies {
+            roots: vec![dir.path().to_owned()],
+            memory: Some(dir.path().to_owned()),
+            unified: None,
+        };
+        for (there, left) in [(true, Some(1)), (false, None)] {
+            fs::write(&file, "").expect("write");
+            if !there {
+                fs::remove_file(&file).expect("remove");
+            }
+            let mut limits = Limits {
+                swap_bytes: Some(1),
+                ..Limits::default()
+            };
+            all.limit(Path::new("/backendai/a"), &mut limits)
+                .expect("limit");
+            assert_eq!(limits.swap_bytes, left);
+        }
     }
 
     #[test]

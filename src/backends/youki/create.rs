@@ -143,11 +143,7 @@ impl Inner {
         let hierarchies = Hierarchies::read()?;
         hierarchies.create(&cgroup)?;
         let mut spec = spec.clone();
-        if spec.limits.swap_bytes.is_some() && !hierarchies.counts_swap(&cgroup) {
-            tracing::debug!(container = %spec.id, "this Linux does not count swap: it is not limited");
-            spec.limits.swap_bytes = None;
-        }
-        hierarchies.limit(&cgroup, &spec.limits)?;
+        hierarchies.limit(&cgroup, &mut spec.limits)?;
         let place = Placement {
             rootfs: PathBuf::from("rootfs"),
             netns: attachment.map(|it| it.netns),
