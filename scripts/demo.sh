@@ -26,7 +26,7 @@ as_root "$agent" image import "${folders[@]}" "$tar" "$name" "${flags[@]}"
 read -r -d '' code << 'PYTHON' || true
 import os, platform, sys
 print("hello from Python", platform.python_version(), "in a container")
-print("I am process", os.getpid(), "of", len([p for p in os.listdir("/proc") if p.isdigit()]), "and user", os.getuid())
+print("I am process", os.getpid(), "and user", os.getuid(), "and see", len([p for p in os.listdir("/proc") if p.isdigit()]), "processes")
 print("sum of squares:", sum(n * n for n in range(10)))
 PYTHON
 say "backendai-agent run --runtime $runtime --image $name -c CODE"
