@@ -346,6 +346,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn folders_in_memory_are_mounts_that_go_away_with_the_kernel() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root to mount tmpfs");
+            return;
+        }
+        let root = tempfile::tempdir().expect("a folder");
+        let all = ScratchRoot::new(root.path().into(), true);
+        let mounts = || {
+            let table = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+            let text = root.path().to_str().expect("text");
+            table.lines().filter(|line| line.contains(text)).count()
+        };
+        let lease = all.create(&kernel(), None).await.expect("made");
+        assert_eq!(mounts(), 2);
+        let tmp = lease.scratch().tmp().expect("a folder for /tmp");
+        assert_eq!(fs::metadata(tmp).expect("there").mode() & 0o7777, 0o1777);
+        drop(lease.keep());
+        let scratch = all.open(&kernel()).expect("a later agent finds it");
+        scratch.remove().await.expect("removed");
+        assert_eq!(mounts(), 0);
+        assert_eq!(fs::read_dir(root.path()).expect("there").count(), 0);
+    }
+
+    #[tokio::test]
     async fn a_second_kernel_of_the_same_id_does_not_take_the_firsts_folders_away() {
         let root = tempfile::tempdir().expect("a folder");
         let all = ScratchRoot::new(root.path().into(), false);
