@@ -1,7 +1,7 @@
 //! Creation: order of events, what is answered, and that a failed one leaves nothing.
 
 use backendai_agent::agent::AgentError;
-use backendai_agent::agent::request::{KernelConfig, Reply, Request};
+use backendai_agent::agent::request::{KernelConfig, Reply, Request, VfolderMount};
 use backendai_agent::runtime::fake::{Failure, Verb};
 
 use crate::node::{IMAGE, REMOTE, TestNode, config, id, slots};
@@ -88,6 +88,37 @@ async fn a_creation_that_fails_at_any_step_leaves_nothing() {
         );
         node.assert_nothing_held();
         node.create("k1").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_of_the_scratch_folder_that_cannot_be_written_leaves_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root to mount tmpfs");
+        return;
+    }
+    // More than the folder has room for.
+    let much = "x".repeat(70 << 20);
+    let environ = KernelConfig {
+        environ: vec![("MUCH".to_owned(), much.clone())],
+        ..config()
+    };
+    let mount = VfolderMount {
+        name: much,
+        host: "local".to_owned(),
+        id: "0".repeat(32),
+        read_only: true,
+    };
+    let resource = KernelConfig {
+        mounts: vec![mount],
+        ..config()
+    };
+    for (file, config) in [("environ.txt", environ), ("resource.txt", resource)] {
+        let node = TestNode::in_memory().await;
+        let error = node.try_create("k1", config).await;
+        let named = matches!(&error, Err(AgentError::Host { action, .. }) if action.contains(file));
+        assert!(named, "{file}: {:?}", error.map(|_| ()));
+        node.assert_nothing_held();
     }
 }
 

@@ -34,6 +34,7 @@ pub struct TestNode {
     events: mpsc::UnboundedReceiver<Event>,
     folder: tempfile::TempDir,
     cgroups: tempfile::TempDir,
+    in_memory: bool,
 }
 
 impl TestNode {
@@ -44,19 +45,29 @@ impl TestNode {
 
     /// A node whose containers run this.
     pub async fn with(script: RunnerScript) -> Self {
+        Self::made(script, false).await
+    }
+
+    /// A node whose scratch folders are tmpfs, with room for 64 MiB each; needs root.
+    pub async fn in_memory() -> Self {
+        Self::made(tiny_runner(), true).await
+    }
+
+    async fn made(script: RunnerScript, in_memory: bool) -> Self {
         let runtime = FakeRuntime::new(script);
         runtime.add_image(image(IMAGE, DIGEST));
         runtime.add_to_registry(image(REMOTE, "sha256:4567"));
         let folder = tempfile::tempdir().expect("a temporary folder");
         let cgroups = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(cgroups.path().join("cgroup.controllers"), "cpu memory\n").expect("written");
-        let (agent, events) = start(&runtime, folder.path(), cgroups.path()).await;
+        let (agent, events) = start(&runtime, folder.path(), cgroups.path(), in_memory).await;
         Self {
             runtime,
             agent,
             events,
             folder,
             cgroups,
+            in_memory,
         }
     }
 
@@ -68,7 +79,8 @@ impl TestNode {
 
     /// Starts another agent in the place of the one that has ended.
     pub async fn start_agent(&mut self) {
-        let (agent, events) = start(&self.runtime, self.folder.path(), self.cgroups.path()).await;
+        let (folder, cgroups) = (self.folder.path(), self.cgroups.path());
+        let (agent, events) = start(&self.runtime, folder, cgroups, self.in_memory).await;
         (self.agent, self.events) = (agent, events);
     }
 
@@ -183,6 +195,7 @@ async fn start(
     runtime: &FakeRuntime,
     scratch_root: &Path,
     cgroups: &Path,
+    scratch_in_memory: bool,
 ) -> (Agent, mpsc::UnboundedReceiver<Event>) {
     let (events, receiver) = mpsc::unbounded_channel();
     let config = AgentConfig {
@@ -200,7 +213,7 @@ async fn start(
         runner_host: "127.0.0.1".to_owned(),
         port_range: PORTS,
         scratch_root: scratch_root.to_owned(),
-        scratch_in_memory: false,
+        scratch_in_memory,
         devices: vec![
             Box::new(Cpu::new(vec![0, 1])),
             Box::new(Memory::new(1 << 30)),
