@@ -272,9 +272,12 @@ impl Settings {
     pub fn common(&mut self) -> CommonArgs {
         let (state, run) = standard_folders();
         CommonArgs {
-            runtime: self.parse("runtime", RuntimeKind::default(), "youki", |text| {
-                <RuntimeKind as clap::ValueEnum>::from_str(text, false).ok()
-            }),
+            runtime: self.parse(
+                "runtime",
+                RuntimeKind::default(),
+                "docker, containerd or youki",
+                |text| <RuntimeKind as clap::ValueEnum>::from_str(text, false).ok(),
+            ),
             runtime_endpoint: self.text("runtime-endpoint"),
             state_dir: self.path("state-dir").map_or(state, absolute),
             run_dir: self.path("run-dir").map_or(run, absolute),

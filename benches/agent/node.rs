@@ -267,6 +267,7 @@ impl Node {
             state_dir: self.folder.join("state"),
             run_dir: self.folder.join("run"),
             monitor_exe: Some(agent()),
+            ..EngineConfig::default()
         };
         let engine = backends::open(RuntimeKind::Youki, config).await?;
         let containers = engine.runtime.list().await?;

@@ -1,24 +1,33 @@
-//! The engines; [`open`] is the only place that knows them all.
+//! The engines; [`open`] and [`open_images`] are the only places that know them all.
 
+#[cfg(feature = "containerd")]
+pub mod containerd;
+#[cfg(feature = "docker")]
+pub mod docker;
 #[cfg(feature = "youki")]
 pub mod youki;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::runtime::{ContainerRuntime, ImageStore, RuntimeError};
+use crate::image::{ImageAdmin, NodeImages};
+use crate::runtime::{ContainerRuntime, Result, RuntimeError};
 
 /// The container engines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeKind {
+    /// dockerd, by its HTTP API.
+    Docker,
+    /// containerd, by its gRPC API, with its shims.
+    Containerd,
     /// libcontainer in a small monitor process for each container; no daemon.
     #[default]
     Youki,
 }
 
-/// Where an engine keeps its things and how it starts its helpers.
-#[derive(Clone, Debug)]
+/// Where an engine is, where it keeps its things, and how it starts its helpers.
+#[derive(Clone, Debug, Default)]
 pub struct EngineConfig {
     /// Folder for images, snapshots and logs.
     pub state_dir: PathBuf,
@@ -26,6 +35,12 @@ pub struct EngineConfig {
     pub run_dir: PathBuf,
     /// Program to start as a container's monitor; this very program when absent.
     pub monitor_exe: Option<PathBuf>,
+    /// Socket of an engine's daemon: a path, `unix://…` or (Docker) `tcp://host:port`; the engine's own when absent.
+    pub endpoint: Option<String>,
+    /// Name of the snapshotter (containerd); `overlayfs` when absent.
+    pub snapshotter: Option<String>,
+    /// What runs containers below the engine (containerd): `runc`, `crun`, `youki`, `runsc`, a path of such a program, or a whole shim name.
+    pub handler: Option<String>,
 }
 
 /// An opened engine.
@@ -34,15 +49,21 @@ pub struct Engine {
     /// Its containers.
     pub runtime: Arc<dyn ContainerRuntime>,
     /// Its images.
-    pub images: Arc<dyn ImageStore>,
+    pub images: Arc<dyn ImageAdmin>,
+    /// Whether it listens on forwarded host ports itself, so that nobody else may hold them.
+    pub listens: bool,
 }
 
 /// Opens an engine.
 ///
 /// # Errors
 /// When it cannot serve; the text says what it lacks.
-pub async fn open(kind: RuntimeKind, config: EngineConfig) -> crate::runtime::Result<Engine> {
+pub async fn open(kind: RuntimeKind, config: EngineConfig) -> Result<Engine> {
     match kind {
+        #[cfg(feature = "docker")]
+        RuntimeKind::Docker => docker::open(config).await,
+        #[cfg(feature = "containerd")]
+        RuntimeKind::Containerd => containerd::open(config).await,
         #[cfg(feature = "youki")]
         RuntimeKind::Youki => {
             crate::sys::capability::check()
@@ -52,19 +73,41 @@ pub async fn open(kind: RuntimeKind, config: EngineConfig) -> crate::runtime::Re
             let runtime = youki::Youki::open(config, source).await?;
             Ok(Engine {
                 runtime: Arc::new(runtime),
-                images,
+                images: Arc::new(NodeImages(images)),
+                listens: false,
             })
         }
-        #[cfg(not(feature = "youki"))]
-        RuntimeKind::Youki => {
-            drop(config);
-            Err(absent("youki"))
-        }
+        #[allow(unreachable_patterns, reason = "with every engine built in")]
+        absent => Err(missing(absent, &config)),
     }
 }
 
-#[cfg(not(feature = "youki"))]
-fn absent(engine: &str) -> RuntimeError {
+/// Opens the images of an engine alone: for that, the engine without a daemon needs no privileges.
+///
+/// # Errors
+/// When they cannot be read.
+pub async fn open_images(kind: RuntimeKind, config: EngineConfig) -> Result<Arc<dyn ImageAdmin>> {
+    match kind {
+        #[cfg(feature = "docker")]
+        RuntimeKind::Docker => docker::open_images(config).await,
+        #[cfg(feature = "containerd")]
+        RuntimeKind::Containerd => containerd::open_images(config).await,
+        #[cfg(feature = "youki")]
+        RuntimeKind::Youki => {
+            let opened =
+                tokio::task::spawn_blocking(move || crate::image::Store::open(&config.state_dir));
+            let store = opened.await.expect("opening a store does not panic")?;
+            Ok(Arc::new(NodeImages(store)))
+        }
+        #[allow(unreachable_patterns, reason = "with every engine built in")]
+        absent => Err(missing(absent, &config)),
+    }
+}
+
+/// The error of an engine that this build lacks.
+#[allow(dead_code, reason = "with every engine built in")]
+fn missing(kind: RuntimeKind, _: &EngineConfig) -> RuntimeError {
+    let engine = format!("{kind:?}").to_lowercase();
     RuntimeError::Invalid(format!(
         "this agent is built without the engine {engine}; build it with --features {engine}"
     ))

@@ -2,16 +2,15 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::CommonArgs;
-use crate::image::{ImportOptions, Platform, PullOptions, Store};
-use crate::runtime::{ImageInfo, ImageStore as _, RegistryAuth};
+use super::{CommonArgs, node};
+use crate::image::{ImageAdmin, ImportOptions, Platform, PullOptions};
+use crate::runtime::{ImageInfo, RegistryAuth};
 
 /// Manage images.
 #[derive(Clone, Debug, clap::Args)]
@@ -105,19 +104,17 @@ struct RemoveArgs {
 /// # Errors
 /// Whatever ended it.
 pub async fn main(args: ImageArgs, common: CommonArgs) -> anyhow::Result<ExitCode> {
-    let root = common.state_dir.clone();
-    let store = blocking(move || Store::open(&root)).await?;
-    let store = store.with_context(|| format!("image store in {}", common.state_dir.display()))?;
+    let store = &*node::open_images(&common).await?;
     match args.command {
         ImageCommand::Import(args) => import(store, *args).await?,
-        ImageCommand::Pull(args) => pull(&store, args).await?,
-        ImageCommand::Ls(args) => list(&store, &args).await?,
+        ImageCommand::Pull(args) => pull(store, args).await?,
+        ImageCommand::Ls(args) => list(store, &args).await?,
         ImageCommand::Rm(args) => remove(store, args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn import(store: Arc<Store>, args: ImportArgs) -> anyhow::Result<()> {
+async fn import(store: &dyn ImageAdmin, args: ImportArgs) -> anyhow::Result<()> {
     let options = ImportOptions {
         labels: args.label.into_iter().collect(),
         env: args
@@ -130,15 +127,16 @@ async fn import(store: Arc<Store>, args: ImportArgs) -> anyhow::Result<()> {
         user: args.user,
         architecture: args.arch,
     };
-    let import = move || store.import(&args.path, args.name.as_deref(), &options);
-    let images = blocking(import).await??;
+    let images = store
+        .import(&args.path, args.name.as_deref(), &options)
+        .await?;
     for image in &images {
         print(image, args.json);
     }
     Ok(())
 }
 
-async fn pull(store: &Store, args: PullArgs) -> anyhow::Result<()> {
+async fn pull(store: &dyn ImageAdmin, args: PullArgs) -> anyhow::Result<()> {
     let auth = match args.username {
         Some(username) => {
             let password = blocking(|| std::io::read_to_string(std::io::stdin())).await?;
@@ -168,12 +166,10 @@ fn progress() -> anyhow::Result<ProgressBar> {
     Ok(bar)
 }
 
-async fn remove(store: Arc<Store>, args: RemoveArgs) -> anyhow::Result<()> {
+async fn remove(store: &dyn ImageAdmin, args: RemoveArgs) -> anyhow::Result<()> {
     let mut removed = Vec::new();
     for image in args.images {
-        let store = store.clone();
-        let name = image.clone();
-        blocking(move || store.remove(&name, &[])).await??;
+        store.remove(&image).await?;
         removed.push(image);
     }
     if args.json {
@@ -190,7 +186,7 @@ fn print(image: &ImageInfo, json: bool) {
     }
 }
 
-async fn list(store: &Store, args: &ListArgs) -> anyhow::Result<()> {
+async fn list(store: &dyn ImageAdmin, args: &ListArgs) -> anyhow::Result<()> {
     let images = store.list().await?;
     if args.json {
         let images: Vec<Value> = images.iter().map(to_json).collect();

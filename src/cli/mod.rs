@@ -48,7 +48,7 @@ pub enum Command {
 /// Options that every subcommand takes, as they are given.
 #[derive(Clone, Debug, Default, Args)]
 pub struct CommonOptions {
-    /// Container engine: youki [default: youki]
+    /// Container engine: docker, containerd or youki [default: youki]
     #[arg(long, env = "BACKEND_RUNTIME", global = true)]
     pub runtime: Option<String>,
     /// Socket of the container engine [default: the engine's own]

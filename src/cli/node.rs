@@ -11,6 +11,7 @@ use crate::agent::event::EventSender;
 use crate::agent::{Agent, AgentConfig};
 use crate::backends::{self, Engine, EngineConfig};
 use crate::config::{Config, Sandbox};
+use crate::image::ImageAdmin;
 use crate::kernel::plan::PlanSettings;
 use crate::kernel::runner::zmq::ZmqConnect;
 use crate::krunner::KrunnerLayer;
@@ -32,15 +33,29 @@ const EXIT_CODES: (&str, &str) = ("BACKENDAI_EXIT_CODES", "19.03");
 /// # Errors
 /// When it cannot serve; the text says what it lacks.
 pub async fn open_engine(common: &CommonArgs) -> anyhow::Result<Engine> {
-    let config = EngineConfig {
-        state_dir: common.state_dir.clone(),
-        run_dir: common.run_dir.clone(),
-        monitor_exe: None,
-    };
-    let engine = backends::open(common.runtime, config)
+    let engine = backends::open(common.runtime, engine_config(common))
         .await
         .context("cannot open the container engine")?;
     Ok(engine)
+}
+
+/// Opens the images of the engine that the options name; the engine itself need not be able to serve.
+///
+/// # Errors
+/// When they cannot be read; the text says why.
+pub async fn open_images(common: &CommonArgs) -> anyhow::Result<Arc<dyn ImageAdmin>> {
+    backends::open_images(common.runtime, engine_config(common))
+        .await
+        .context("cannot open the engine's images")
+}
+
+fn engine_config(common: &CommonArgs) -> EngineConfig {
+    EngineConfig {
+        state_dir: common.state_dir.clone(),
+        run_dir: common.run_dir.clone(),
+        endpoint: common.runtime_endpoint.clone(),
+        ..EngineConfig::default()
+    }
 }
 
 /// The folder that kernels see at `/opt/backend.ai`, unpacked once for each node.
@@ -95,7 +110,7 @@ pub async fn build(
         scratch_in_memory: kernel.scratch_in_memory,
         devices: vec![Box::new(Cpu::detect()?), Box::new(Memory::detect())],
         keep_containers: kernel.keep_dead,
-        engine_listens: false,
+        engine_listens: engine.listens,
         runtime: engine.runtime,
         images: engine.images,
         connect: Arc::new(ZmqConnect),

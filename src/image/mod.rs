@@ -1,5 +1,6 @@
 //! The node's image store for engines without one of their own: an OCI layout with unpacked layers.
 
+mod admin;
 mod archive;
 mod compression;
 mod error;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
 
+pub use self::admin::{ImageAdmin, NodeImages};
 pub use self::error::ImageError;
 pub use self::import::ImportOptions;
 pub use self::platform::Platform;

@@ -259,7 +259,7 @@ pub fn container(settings: &PlanSettings, input: &PlanInput<'_>, attempt: &str) 
         args: command(settings, input.spec),
         env,
         cwd: WORK.into(),
-        hostname: id.0[..12].to_owned(),
+        hostname: None,
         mounts: mounts(settings, input),
         devices: input.effects.devices.clone(),
         limits,

@@ -5,7 +5,9 @@
 //! `create` only after a `list`; `create` undoes itself on failure; ids are the engine's own (some take ours) and
 //! nobody above changes them; a limit that an engine cannot apply is an error, not a warning.
 
+pub mod cgroup;
 pub mod fake;
+pub mod names;
 pub mod network;
 pub mod oci;
 pub mod seccomp;

@@ -99,7 +99,7 @@ pub enum OciError {
 pub fn spec(container: &ContainerSpec, place: &Placement) -> Result<Spec, OciError> {
     let spec = json!({
         "ociVersion": "1.0.2",
-        "hostname": container.hostname,
+        "hostname": container.hostname(),
         "root": {"path": text(&place.rootfs)?, "readonly": false},
         "process": process(container, place)?,
         "mounts": mounts(container)?,

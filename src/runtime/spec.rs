@@ -52,8 +52,8 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// Working directory inside; made when it is missing.
     pub cwd: PathBuf,
-    /// Host name inside.
-    pub hostname: String,
+    /// Host name inside; the first twelve characters of the engine's id when absent.
+    pub hostname: Option<String>,
     /// Mounts, in order; parents before children. The standard ones (/proc, /dev, /sys …) are added by the engine.
     pub mounts: Vec<Mount>,
     /// Device nodes beyond the standard ones.
@@ -74,6 +74,15 @@ pub struct ContainerSpec {
     pub no_new_privileges: bool,
     /// Largest size of the kept log in bytes, over all rotations.
     pub log_limit: u64,
+}
+
+impl ContainerSpec {
+    /// The host name inside, for engines that take our id.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        let short = self.id.0.get(..12).unwrap_or(&self.id.0);
+        self.hostname.as_deref().unwrap_or(short)
+    }
 }
 
 /// One mount inside the container.

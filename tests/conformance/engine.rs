@@ -133,7 +133,7 @@ impl TestEngine {
             args: ["/bin/sh", "-c", script].map(str::to_owned).into(),
             env: Vec::new(),
             cwd: "/".into(),
-            hostname: "inside".to_owned(),
+            hostname: Some("inside".to_owned()),
             mounts: Vec::new(),
             devices: Vec::new(),
             limits: Limits::default(),
@@ -281,6 +281,7 @@ async fn open_with(dir: &Path, monitor: &Path, root: PathBuf) -> Arc<dyn Contain
         state_dir: dir.join("state"),
         run_dir: dir.join("run"),
         monitor_exe: Some(monitor.to_owned()),
+        ..EngineConfig::default()
     };
     let images = Arc::new(Busybox(root));
     Arc::new(

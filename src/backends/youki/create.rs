@@ -10,10 +10,11 @@ use std::process::Stdio;
 use rustix::fs::{FlockOperation, flock};
 use tokio::process::Command;
 
-use super::cgroup::Hierarchies;
 use super::monitor::Answer;
 use super::record::{Folder, Record};
-use super::{Inner, Rootfs, Youki, names};
+use super::{Inner, Rootfs, Youki};
+use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::names;
 use crate::runtime::network::{Attachment, NetworkError};
 use crate::runtime::oci::{self, Placement};
 use crate::runtime::{

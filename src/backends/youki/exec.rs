@@ -26,11 +26,11 @@ use rustix::thread::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
-use super::cgroup::Hierarchies;
 use super::life::process;
 use super::monitor::{chain, go_to};
 use super::record::Init;
 use super::{Inner, Youki, engine_error};
+use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
     BoxError, ContainerId, ContainerState, ExecOutput, ExecSpec, Result, RuntimeError,
 };

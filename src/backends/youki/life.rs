@@ -7,10 +7,10 @@ use backendai_monitor::log;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::cgroup::Hierarchies;
 use super::monitor::{Answer, ask_start, began};
 use super::record::{Exit, Folder, Init, Record};
 use super::{Inner, Youki};
+use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Pid,
     Result, RuntimeError,

@@ -4,13 +4,11 @@
 //! that begins anew finds all of it. `create` makes a folder, a network and cgroups, and starts the monitor, which
 //! makes the container; `remove` takes everything apart, from whatever state it finds.
 
-mod cgroup;
 mod create;
 mod exec;
 mod images;
 mod life;
 mod monitor;
-mod names;
 mod record;
 mod remove;
 mod rootfs;

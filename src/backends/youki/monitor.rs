@@ -34,9 +34,9 @@ use rustix::process::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::cgroup::Hierarchies;
 use super::record::{Folder, Init, Record};
 use super::rootfs;
+use crate::runtime::cgroup::Hierarchies;
 
 /// What the monitor answers to `create` and `start`.
 #[derive(Debug, Serialize, Deserialize)]

@@ -10,9 +10,9 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::Inner;
-use super::cgroup::Hierarchies;
 use super::life::{gone, monitor_of, process};
 use super::record::Folder;
+use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{BoxError, ContainerId};
 use crate::sys::pidfd::PidFd;
 

@@ -12,7 +12,7 @@ use crate::sys::cgroup::{ParentCgroup, remove_tree};
 
 /// The mounted cgroup hierarchies of this machine.
 #[derive(Clone, Debug)]
-pub(super) struct Hierarchies {
+pub struct Hierarchies {
     roots: Vec<PathBuf>,
     memory: Option<PathBuf>,
     unified: Option<PathBuf>,

@@ -4,14 +4,15 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
-use crate::runtime::{ContainerSpec, NetworkMode};
+use super::{ContainerSpec, NetworkMode};
 
 /// Where systemd-resolved keeps the real servers when /etc/resolv.conf names its own stub.
 const SOURCES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
-/// Files to write into the root, by absolute path inside.
-pub(super) fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<(PathBuf, String)> {
-    let host = &spec.hostname;
+/// Files to write into the root, or to mount over it, by absolute path inside.
+#[must_use]
+pub fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<(PathBuf, String)> {
+    let host = spec.hostname();
     let own = address.unwrap_or(Ipv4Addr::new(127, 0, 1, 1));
     let hosts =
         format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{host}\n");
