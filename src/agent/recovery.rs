@@ -13,7 +13,9 @@ use crate::kernel::parts::Parts;
 use crate::kernel::plan::{KernelPorts, KernelSpec};
 use crate::kernel::scratch::Scratch;
 use crate::resource::spec::ResourceSpec;
-use crate::runtime::{ContainerInfo, ContainerState, LABEL_AGENT_ID, LABEL_KERNEL_ID};
+use crate::runtime::{
+    ContainerId, ContainerInfo, ContainerState, LABEL_AGENT_ID, LABEL_KERNEL_ID, RuntimeError,
+};
 
 /// Takes back every kernel whose container runs, and reports those that ended while no agent was there.
 ///
@@ -33,12 +35,21 @@ pub async fn recover(parts: &Arc<Parts>) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Compares the engine's containers with the kernels: unknown ones are taken back when they can be used, else removed.
+/// Compares the engine's containers with the kernels: unknown ones are taken back when they can be used, else removed;
+/// kernels whose container is gone are told, in case that nothing else told them.
 ///
 /// # Errors
 /// When the engine does not answer.
 pub async fn reconcile(parts: &Arc<Parts>) -> Result<(), AgentError> {
-    for info in parts.within(parts.runtime.list(), "container list").await? {
+    // Before the list is made: a container that comes later is not expected in it.
+    let believed = running(parts);
+    let listed = parts.within(parts.runtime.list(), "container list").await?;
+    for (kernel, container) in believed {
+        if !lives(parts, &listed, &container).await {
+            kernel.container_gone(container).await;
+        }
+    }
+    for info in listed {
         let Some(kernel) = kernel_of(parts, &info) else {
             continue;
         };
@@ -54,6 +65,29 @@ pub async fn reconcile(parts: &Arc<Parts>) -> Result<(), AgentError> {
         take_back_or_end(parts, &kernel, info).await;
     }
     Ok(())
+}
+
+/// The kernels that have a container at this moment.
+fn running(parts: &Parts) -> Vec<(KernelHandle, ContainerId)> {
+    let all = parts.registry.all().into_iter();
+    all.filter_map(|kernel| {
+        let container = kernel.running()?.container.clone();
+        Some((kernel, container))
+    })
+    .collect()
+}
+
+/// Whether a container is listed alive. One that is not listed is looked at once more: only an engine that does not
+/// know it any more has lost it.
+async fn lives(parts: &Parts, listed: &[ContainerInfo], container: &ContainerId) -> bool {
+    match listed.iter().find(|info| info.id == *container) {
+        Some(info) => info.state != ContainerState::Stopped,
+        None => {
+            let inspected = parts.runtime.inspect(container);
+            let inspected = parts.within(inspected, "inspection").await;
+            !matches!(inspected, Err(RuntimeError::NotFound(_)))
+        }
+    }
 }
 
 /// Removes what is left of a kernel that the agent does not know: containers and folders.

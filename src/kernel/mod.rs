@@ -24,6 +24,7 @@ use self::parts::Parts;
 use self::task::{Command, Owner, Phase};
 use crate::agent::AgentError;
 use crate::agent::request::{KernelConfig, KernelId, Reply};
+use crate::runtime::ContainerId;
 use crate::stats::KernelStats;
 
 /// How long a creation may take: a large image may have to be pulled first.
@@ -204,6 +205,13 @@ impl KernelHandle {
                 self.id
             ))),
         }
+    }
+
+    /// Tells the kernel that the engine no longer has this container, or has it only dead. Without effect when the
+    /// kernel stands on another one by now.
+    pub async fn container_gone(&self, container: ContainerId) {
+        // When nobody takes it the kernel has ended by itself.
+        let _ = self.commands.send(Command::Gone(container)).await;
     }
 
     /// Asks for the end without waiting for it.

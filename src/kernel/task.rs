@@ -1,6 +1,7 @@
 //! The task that owns one kernel: it waits for a command, the container's end, idleness or the agent's end, and there
 //! is one way out, whoever asked.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub enum Command {
         /// Gets the new container.
         reply: oneshot::Sender<Result<Reply, AgentError>>,
     },
+    /// Look after a container that the engine no longer has, or has only dead.
+    Gone(ContainerId),
 }
 
 /// Where a kernel is in its life, as calls see it.
@@ -155,16 +158,22 @@ impl Owner {
 
     /// Waits for whatever ends this container's time.
     async fn serve(&mut self, held: &Held, live: &Live) -> Cause {
-        let ended = ended(&self.parts, &live.container);
-        let idle = idle(&self.used, held.resource.idle_timeout);
-        tokio::select! {
-            () = self.parts.stop.cancelled() => Cause::Stop,
-            () = ended => Cause::End("self-terminated".to_owned(), Vec::new()),
-            () = idle => Cause::End("idle-timeout".to_owned(), Vec::new()),
-            Some(command) = self.inbox.recv() => match command {
-                Command::Destroy { reason, reply } => Cause::End(reason, vec![reply]),
-                Command::Restart { config, reply } => Cause::Restart(config, reply),
-            },
+        let mut ended = pin!(ended(&self.parts, &live.container));
+        let mut idle = pin!(idle(&self.used, held.resource.idle_timeout));
+        let itself = || Cause::End("self-terminated".to_owned(), Vec::new());
+        loop {
+            tokio::select! {
+                () = self.parts.stop.cancelled() => return Cause::Stop,
+                () = &mut ended => return itself(),
+                () = &mut idle => return Cause::End("idle-timeout".to_owned(), Vec::new()),
+                Some(command) = self.inbox.recv() => match command {
+                    Command::Destroy { reason, reply } => return Cause::End(reason, vec![reply]),
+                    Command::Restart { config, reply } => return Cause::Restart(config, reply),
+                    Command::Gone(container) if container == live.container => return itself(),
+                    // An earlier container of this kernel.
+                    Command::Gone(_) => {}
+                },
+            }
         }
     }
 
@@ -286,6 +295,7 @@ fn answer(commands: Vec<Command>, stats: Option<KernelStats>, kernel: &KernelId)
             Command::Restart { reply, .. } => {
                 let _ = reply.send(Err(AgentError::UnknownKernel(kernel.clone())));
             }
+            Command::Gone(_) => {}
         }
     }
 }

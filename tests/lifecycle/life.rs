@@ -6,6 +6,7 @@ use backendai_agent::agent::AgentError;
 use backendai_agent::agent::request::ExecuteMode;
 use backendai_agent::agent::request::{Created, KernelConfig, Reply, Request, RunStatus};
 use backendai_agent::manager::Node;
+use backendai_agent::runtime::ContainerRuntime;
 use backendai_agent::runtime::fake::{Failure, Verb};
 
 use crate::node::{TestNode, config, id, result, stdout};
@@ -56,6 +57,29 @@ async fn a_kernel_that_dies_by_itself_is_cleaned_up_and_reported_once() {
     node.assert_nothing_held();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(node.events(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_nobody_told_of_is_missed_and_its_kernel_reported_once() {
+    for dead in [false, true] {
+        let mut node = TestNode::new().await;
+        node.runtime.fail_next(Verb::Wait, Failure::Hang);
+        let created = node.create("k1").await;
+        node.create("k2").await;
+        node.events();
+        let container = node.container(&created);
+        if dead {
+            node.runtime.exit(&container, 1);
+        } else {
+            node.runtime.remove(&container).await.expect("removed");
+        }
+        assert_eq!(node.next_event().await, "terminated k1 self-terminated");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(node.events(), [""; 0]);
+        assert_eq!(node.agent.parts().registry.ids(), [id("k2")]);
+        node.destroy("k2").await.expect("destroyed");
+        node.assert_nothing_held();
+    }
 }
 
 #[tokio::test(start_paused = true)]
