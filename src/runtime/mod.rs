@@ -6,6 +6,7 @@
 //! nobody above changes them; a limit that an engine cannot apply is an error, not a warning.
 
 pub mod cgroup;
+pub mod check;
 pub mod fake;
 pub mod names;
 pub mod network;

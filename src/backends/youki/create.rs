@@ -14,16 +14,15 @@ use super::monitor::Answer;
 use super::record::{Folder, Record};
 use super::{Inner, Rootfs, Youki};
 use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::check;
 use crate::runtime::names;
 use crate::runtime::network::{Attachment, NetworkError};
 use crate::runtime::oci::{self, Placement};
-use crate::runtime::{
-    BoxError, ContainerId, ContainerSpec, MountKind, NetworkMode, Result, RuntimeError,
-};
+use crate::runtime::{BoxError, ContainerId, ContainerSpec, NetworkMode, Result, RuntimeError};
 
 impl Youki {
     pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId> {
-        check(spec)?;
+        check::request(spec)?;
         let rootfs = self.0.images.prepare(&spec.image).await?;
         let (spec, id) = (spec.clone(), spec.id.clone());
         self.blocking(format!("creating container {id}"), move |inner| {
@@ -36,8 +35,10 @@ impl Youki {
 
 impl Inner {
     fn create(&self, spec: &ContainerSpec, rootfs: Rootfs) -> Result<(), BoxError> {
-        check_sources(spec)?;
-        let folder = self.folder(&spec.id).map_err(|_| invalid_id(&spec.id))?;
+        check::sources(spec)?;
+        let folder = self
+            .folder(&spec.id)
+            .map_err(|_| check::invalid_id(&spec.id))?;
         // No `sweep`, and no other container of this name, until the record is written.
         let claiming = self.lock_containers()?;
         self.check_name(spec)?;
@@ -198,75 +199,6 @@ impl Inner {
             Err(_) => Err("the monitor died before it had made the container".into()),
         }
     }
-}
-
-fn invalid_id(id: &ContainerId) -> RuntimeError {
-    RuntimeError::Invalid(format!(
-        "container id {id:?} must be 1 to 128 letters, digits, '_', '-' or '.'"
-    ))
-}
-
-/// What can be said of a request without looking at the machine.
-fn check(spec: &ContainerSpec) -> Result<()> {
-    let wrong = |text: String| {
-        Err(RuntimeError::Invalid(format!(
-            "container {}: {text}",
-            spec.id
-        )))
-    };
-    if spec.args.is_empty() {
-        return wrong("there is no program to run".to_owned());
-    }
-    let zero = |text: &str| text.contains('\0');
-    if spec.args.iter().any(|arg| zero(arg))
-        || spec
-            .env
-            .iter()
-            .any(|(name, value)| zero(name) || zero(value))
-    {
-        return wrong("an argument or a variable has a zero byte".to_owned());
-    }
-    if let Some((name, _)) = spec
-        .env
-        .iter()
-        .find(|(name, _)| name.is_empty() || name.contains('='))
-    {
-        return wrong(format!("{name:?} cannot be the name of a variable"));
-    }
-    if !spec.cwd.is_absolute() {
-        return wrong(format!(
-            "the working folder {} is not absolute",
-            spec.cwd.display()
-        ));
-    }
-    if let Some(mount) = spec.mounts.iter().find(|mount| !mount.target.is_absolute()) {
-        return wrong(format!(
-            "the mount target {} is not absolute",
-            mount.target.display()
-        ));
-    }
-    if spec.network != NetworkMode::Bridge && !spec.ports.is_empty() {
-        return wrong(
-            "ports are forwarded only with a network of its own on the bridge".to_owned(),
-        );
-    }
-    Ok(())
-}
-
-fn check_sources(spec: &ContainerSpec) -> Result<()> {
-    for mount in &spec.mounts {
-        if let MountKind::Bind(source) = &mount.kind
-            && !source.exists()
-        {
-            let text = format!(
-                "container {}: mount source {} does not exist",
-                spec.id,
-                source.display()
-            );
-            return Err(RuntimeError::Invalid(text));
-        }
-    }
-    Ok(())
 }
 
 fn open_files() -> u64 {

@@ -25,6 +25,7 @@ use tokio::runtime::Handle;
 
 use self::record::Folder;
 use super::EngineConfig;
+use crate::runtime::check;
 use crate::runtime::network::{Network, NetworkConfig};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
@@ -137,12 +138,7 @@ impl Youki {
 
 impl Inner {
     fn folder(&self, id: &ContainerId) -> Result<Folder> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if id.0.is_empty()
-            || id.0.len() > 128
-            || id.0.starts_with('.')
-            || !id.0.chars().all(allowed)
-        {
+        if !check::is_id(id) {
             return Err(RuntimeError::NotFound(id.clone()));
         }
         Ok(Folder::new(self.containers().join(&id.0)))
