@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::serve::ServeArgs;
 use crate::cli::{CommonArgs, CommonOptions, RuntimeKind};
 use crate::etcd::{EtcdConfig, join_host_port, split_host_port};
+use crate::kernel::plan::NoNewPrivileges;
 
 /// Where the configuration file is looked for when none is named.
 const FILE: &str = "/etc/backendai-agent/agent.toml";
@@ -68,6 +69,8 @@ pub struct KernelOptions {
     pub uid: u32,
     /// Dead containers are kept.
     pub keep_dead: bool,
+    /// Whose programs may not gain privileges by exec.
+    pub no_new_privileges: NoNewPrivileges,
 }
 
 /// What confines the kernel's program.
@@ -150,6 +153,7 @@ const NAMES: &[&str] = &[
     "log-file-count",
     "log-file-size",
     "on-sigterm",
+    "no-new-privileges",
     "metrics-addr",
 ];
 /// The one name that takes a list.
@@ -346,6 +350,17 @@ impl Settings {
             jail_args,
             uid: rustix::process::geteuid().as_raw(),
             keep_dead: self.flag("debug-skip-container-deletion"),
+            no_new_privileges: self.parse(
+                "no-new-privileges",
+                NoNewPrivileges::default(),
+                "nobody, uid-match or everybody",
+                |text| match text {
+                    "nobody" => Some(NoNewPrivileges::Nobody),
+                    "uid-match" => Some(NoNewPrivileges::UidMatch),
+                    "everybody" => Some(NoNewPrivileges::Everybody),
+                    _ => None,
+                },
+            ),
         }
     }
 
@@ -558,6 +573,7 @@ mod tests {
             log-file-size = 0.5
             jail-arg = [" -x", "y "]
             on-sigterm = "keep"
+            no-new-privileges = "uid-match"
             metrics-addr = "127.0.0.1:9100"
         "#;
         let config = config(&ServeArgs::default(), file).expect("a configuration");
@@ -567,6 +583,7 @@ mod tests {
         assert_eq!(config.log.file_bytes, 512 << 10);
         assert_eq!(config.kernel.jail_args, ["-x", "y"]);
         assert_eq!(config.on_sigterm, OnSigterm::Keep);
+        assert_eq!(config.kernel.no_new_privileges, NoNewPrivileges::UidMatch);
         assert_eq!(config.metrics, "127.0.0.1:9100".parse().ok());
     }
 

@@ -99,6 +99,7 @@ pub async fn build(
         vfolder_base: place.volume_mount.into(),
         vfolder_prefix: place.volume_prefix,
         jail,
+        no_new_privileges: kernel.no_new_privileges,
         runner_env: vec![(EXIT_CODES.0.to_owned(), EXIT_CODES.1.to_owned())],
     };
     let agent = Agent::start(AgentConfig {

@@ -91,6 +91,10 @@ pub struct ServeArgs {
     /// What SIGTERM does with kernels: destroy or keep [default: destroy]
     #[arg(long, value_name = "WHAT")]
     pub on_sigterm: Option<String>,
+    /// Whose programs may not gain privileges by set-uid programs such as sudo: nobody, uid-match (images with that
+    /// feature) or everybody [default: nobody]
+    #[arg(long, value_name = "WHOSE")]
+    pub no_new_privileges: Option<String>,
     /// Serve /metrics, /healthz and /readyz here [default: off]
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics_addr: Option<String>,
@@ -149,6 +153,7 @@ impl ServeArgs {
             ("log-file-count", &self.log_file_count),
             ("log-file-size", &self.log_file_size),
             ("on-sigterm", &self.on_sigterm),
+            ("no-new-privileges", &self.no_new_privileges),
             ("metrics-addr", &self.metrics_addr),
             ("scratch-in-memory", &self.scratch_in_memory),
             (

@@ -49,6 +49,30 @@ pub struct PlanSettings {
     pub jail: Vec<String>,
     /// Environment of the container that is not shown in `environ.txt`.
     pub runner_env: Vec<(String, String)>,
+    /// Whose programs may not gain privileges by exec.
+    pub no_new_privileges: NoNewPrivileges,
+}
+
+/// Whose programs may not gain privileges by exec (set-uid programs, such as `sudo`). 19.03 lets all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NoNewPrivileges {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// Those of images with the feature `uid-match`: their files belong to a user of the host.
+    UidMatch,
+    /// Everybody's.
+    Everybody,
+}
+
+impl NoNewPrivileges {
+    fn hold_for(self, spec: &KernelSpec) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::UidMatch => spec.uid_match,
+            Self::Everybody => true,
+        }
+    }
 }
 
 /// What the image says of its kernels.
@@ -275,7 +299,7 @@ pub fn container(settings: &PlanSettings, input: &PlanInput<'_>, attempt: &str) 
             .iter()
             .map(ToString::to_string)
             .collect(),
-        no_new_privileges: false,
+        no_new_privileges: settings.no_new_privileges.hold_for(input.spec),
         log_limit: LOG_LIMIT,
         id,
     }
@@ -448,6 +472,7 @@ mod tests {
             vfolder_prefix: "pfx".into(),
             jail: Vec::new(),
             runner_env: vec![("PROFILE".into(), "19.03".into())],
+            no_new_privileges: NoNewPrivileges::UidMatch,
         }
     }
 
@@ -567,6 +592,19 @@ mod tests {
             [(30000, 2000), (30001, 2001), (30002, 8080), (30003, 3000)]
         );
         assert_eq!(plan.args[3..], ["python", "/usr/bin/python3"]);
+    }
+
+    #[test]
+    fn who_may_not_gain_privileges_is_chosen_by_image() {
+        assert!(planned().no_new_privileges, "a uid-match image");
+        let plain = KernelSpec::default();
+        let held = [
+            NoNewPrivileges::Nobody,
+            NoNewPrivileges::UidMatch,
+            NoNewPrivileges::Everybody,
+        ]
+        .map(|choice| choice.hold_for(&plain));
+        assert_eq!(held, [false, false, true]);
     }
 
     #[test]

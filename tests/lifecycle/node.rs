@@ -208,6 +208,7 @@ async fn start(
             vfolder_prefix: String::new(),
             jail: Vec::new(),
             runner_env: Vec::new(),
+            no_new_privileges: Default::default(),
         },
         kernel_host: "10.0.0.1".to_owned(),
         runner_host: "127.0.0.1".to_owned(),

@@ -51,6 +51,7 @@ fn everything_wrong_is_complained_about_at_once() {
         "--limit-cpus=xyz",
         "--runtime=lxc",
         "--on-sigterm=explode",
+        "--no-new-privileges=perhaps",
         "--metrics-addr=9100",
         "--log-file-size=big",
     ];
@@ -68,6 +69,7 @@ fn everything_wrong_is_complained_about_at_once() {
         "--limit-cpus",
         "--runtime",
         "--on-sigterm",
+        "--no-new-privileges",
         "--metrics-addr",
         "--log-file-size",
         "--debug",

@@ -14,7 +14,7 @@ use super::{Place, RunArgs, user};
 use crate::agent::event::Event;
 use crate::agent::request::{KernelConfig, KernelId, Reply, Request, VfolderMount};
 use crate::agent::{Agent, AgentConfig};
-use crate::kernel::plan::PlanSettings;
+use crate::kernel::plan::{NoNewPrivileges, PlanSettings};
 use crate::manager::Node;
 use crate::resource::device::{Cpu, Memory};
 use crate::resource::slot::{Amount, SlotAmounts, parse_bytes};
@@ -86,6 +86,7 @@ impl Session {
                 vfolder_prefix: String::new(),
                 jail: Vec::new(),
                 runner_env: Vec::new(),
+                no_new_privileges: NoNewPrivileges::default(),
             },
             kernel_host: "127.0.0.1".to_owned(),
             runner_host: "127.0.0.1".to_owned(),
