@@ -6,18 +6,25 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use backendai_agent::backends::EngineConfig;
 use backendai_agent::backends::youki::{Rootfs, RootfsSource, Youki};
+use backendai_agent::backends::{self, EngineConfig, RuntimeKind};
+use backendai_agent::image::{ImageAdmin, ImportOptions};
 use backendai_agent::runtime::DEFAULT_CAPABILITIES;
 use backendai_agent::runtime::fake::{FakeRuntime, no_runner};
 use backendai_agent::runtime::{
-    ContainerId, ContainerRuntime, ContainerSpec, ExitStatus, ImageInfo, LABEL_OWNER, Limits,
-    NetworkMode, OWNER, Result, RuntimeError, Seccomp,
+    ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
+    ImageInfo, LABEL_OWNER, Limits, NetworkMode, OWNER, Pid, Result, RuntimeError, RuntimeInfo,
+    Seccomp,
 };
 use tempfile::TempDir;
 
+use crate::daemons::{self, Daemon};
+
 /// Name of the only image.
 pub const IMAGE: &str = "local/busybox:latest";
+
+/// Environment of the image.
+const ENV: [&str; 2] = ["FROM_IMAGE=yes", "BOTH=image"];
 
 /// An engine under test.
 pub struct TestEngine {
@@ -25,12 +32,63 @@ pub struct TestEngine {
     kind: Kind,
     dir: TempDir,
     /// Every id that was given out.
-    ids: Mutex<Vec<ContainerId>>,
+    ids: Arc<Mutex<Vec<ContainerId>>>,
 }
 
 enum Kind {
     Fake(FakeRuntime),
     Youki,
+    /// An engine with a daemon.
+    Daemon(RuntimeKind, Daemon),
+}
+
+/// Notes the ids that an engine gives, and lists no others where other tests use the same daemon.
+#[derive(Debug)]
+struct Recorder {
+    engine: Arc<dyn ContainerRuntime>,
+    ids: Arc<Mutex<Vec<ContainerId>>>,
+    shared: bool,
+}
+
+#[async_trait]
+impl ContainerRuntime for Recorder {
+    async fn info(&self) -> Result<RuntimeInfo> {
+        self.engine.info().await
+    }
+    async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
+        let id = self.engine.create(spec).await?;
+        self.ids.lock().expect("lock").push(id.clone());
+        Ok(id)
+    }
+    async fn start(&self, id: &ContainerId) -> Result<Pid> {
+        self.engine.start(id).await
+    }
+    async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
+        self.engine.wait(id).await
+    }
+    async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()> {
+        self.engine.kill(id, signal).await
+    }
+    async fn remove(&self, id: &ContainerId) -> Result<()> {
+        self.engine.remove(id).await
+    }
+    async fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo> {
+        self.engine.inspect(id).await
+    }
+    async fn list(&self) -> Result<Vec<ContainerInfo>> {
+        let mut list = self.engine.list().await?;
+        if self.shared {
+            let ids = self.ids.lock().expect("lock");
+            list.retain(|info| ids.contains(&info.id));
+        }
+        Ok(list)
+    }
+    async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
+        self.engine.logs(id, limit).await
+    }
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
+        self.engine.exec(id, spec).await
+    }
 }
 
 /// Gives the folder of busybox as the root of the only image.
@@ -43,7 +101,7 @@ impl RootfsSource for Busybox {
         if image != IMAGE {
             return Err(RuntimeError::ImageMissing(image.to_owned()));
         }
-        let env = ["FROM_IMAGE=yes", "BOTH=image"].map(str::to_owned).into();
+        let env = ENV.map(str::to_owned).into();
         Ok(Rootfs {
             name: IMAGE.to_owned(),
             lowers: vec![self.0.clone()],
@@ -72,32 +130,71 @@ impl TestEngine {
             names: vec![IMAGE.to_owned()],
             ..ImageInfo::default()
         });
-        Self {
-            runtime: Arc::new(fake.clone()),
-            kind: Kind::Fake(fake),
-            dir: tempfile::tempdir().expect("temp dir"),
-            ids: Mutex::default(),
-        }
+        let engine = Arc::new(fake.clone());
+        Self::of(Kind::Fake(fake), dir(), engine)
     }
 
     /// The engine without a daemon; needs root.
     pub async fn youki() -> Self {
-        let dir = tempfile::tempdir().expect("temp dir");
+        let dir = dir();
         make_root(&dir.path().join("busybox"));
+        let engine = open(dir.path()).await;
+        Self::of(Kind::Youki, dir, engine)
+    }
+
+    /// containerd: the lane's, else one of this test's own.
+    pub async fn containerd() -> Option<Self> {
+        let daemon = Daemon::get(daemons::Kind::Containerd);
+        Self::with_daemon(RuntimeKind::Containerd, daemon).await
+    }
+
+    /// Docker: the lane's, else one of this test's own in a network namespace of the test's own.
+    pub async fn docker() -> Option<Self> {
+        let daemon = Daemon::get(daemons::Kind::Docker);
+        Self::with_daemon(RuntimeKind::Docker, daemon).await
+    }
+
+    async fn with_daemon(kind: RuntimeKind, daemon: Result<Daemon, String>) -> Option<Self> {
+        let dir = dir();
+        let opened = match daemon {
+            Ok(daemon) => backends::open(kind, config(dir.path(), &daemon))
+                .await
+                .map(|engine| (engine, daemon))
+                .map_err(|error| format!("needs {kind:?} ({error})")),
+            Err(lack) => Err(lack),
+        };
+        let (engine, daemon) = match opened {
+            Ok(opened) => opened,
+            Err(lack) => {
+                println!("skipped: {lack}");
+                return None;
+            }
+        };
+        import(&*engine.images, dir.path(), &daemon).await;
+        Some(Self::of(Kind::Daemon(kind, daemon), dir, engine.runtime))
+    }
+
+    fn of(kind: Kind, dir: TempDir, engine: Arc<dyn ContainerRuntime>) -> Self {
+        let ids = Arc::default();
         Self {
-            runtime: open(dir.path()).await,
-            kind: Kind::Youki,
+            runtime: recorded(&kind, engine, &ids),
+            kind,
             dir,
-            ids: Mutex::default(),
+            ids,
         }
     }
 
     /// Lets the agent die and another take its place.
     pub async fn reopen(&mut self) {
-        self.runtime = match &self.kind {
+        let engine: Arc<dyn ContainerRuntime> = match &self.kind {
             Kind::Fake(fake) => Arc::new(fake.clone()),
             Kind::Youki => open(self.dir.path()).await,
+            Kind::Daemon(kind, daemon) => {
+                let opened = backends::open(*kind, config(self.dir.path(), daemon)).await;
+                opened.expect("the engine opens again").runtime
+            }
         };
+        self.runtime = recorded(&self.kind, engine, &self.ids);
     }
 
     /// Opens the engine without a daemon once more on the same folders.
@@ -125,7 +222,10 @@ impl TestEngine {
     /// A container that runs a script.
     pub fn shell(&self, script: &str) -> ContainerSpec {
         let id = format!("{0}{0}", uuid::Uuid::new_v4().simple());
-        self.ids.lock().expect("lock").push(ContainerId(id.clone()));
+        if !matches!(self.kind, Kind::Daemon(RuntimeKind::Docker, _)) {
+            // What a create that fails may have left has this id.
+            self.ids.lock().expect("lock").push(ContainerId(id.clone()));
+        }
         ContainerSpec {
             name: format!("kernel.test.{id}"),
             id: ContainerId(id),
@@ -214,36 +314,49 @@ impl TestEngine {
     }
 
     fn leftovers(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        for folder in [
+        // A daemon that is this test's own has processes and mounts itself: what tells of containers are their ids.
+        let mut marks: Vec<_> = self.ids().into_iter().map(|id| id.0).collect();
+        marks.push(self.dir.path().display().to_string());
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let mut left = self.files_left();
+        for mark in marks {
+            let mounts = mounts.lines().filter(|line| line.contains(&mark));
+            left.extend(mounts.map(str::to_owned));
+            let processes = processes(&mark).into_iter();
+            left.extend(processes.map(|(pid, text)| format!("{pid} {text}")));
+        }
+        for id in self.ids() {
+            let cgroups = cgroups(&id).into_iter();
+            left.extend(cgroups.map(|path| path.display().to_string()));
+        }
+        left
+    }
+
+    /// Files and folders of containers.
+    fn files_left(&self) -> Vec<String> {
+        let own = [
             "run/containers",
             "state/containers",
             "run/network/records",
             "run/netns",
-        ] {
-            for entry in fs::read_dir(self.path(folder)).into_iter().flatten() {
-                left.push(entry.expect("entry").path().display().to_string());
+        ];
+        let mut left: Vec<_> = own
+            .iter()
+            .flat_map(|folder| fs::read_dir(self.path(folder)).into_iter().flatten())
+            .map(|entry| entry.expect("entry").path())
+            .collect();
+        if let Kind::Daemon(_, daemon) = &self.kind {
+            for id in self.ids() {
+                let kept = [
+                    "data/containers",
+                    "state/io.containerd.runtime.v2.task/backendai",
+                    "root/io.containerd.runtime.v2.task/backendai",
+                ];
+                left.extend(kept.map(|folder| daemon.folder().join(folder).join(&id.0)));
             }
         }
-        let dir = self.dir.path().to_string_lossy().into_owned();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-        left.extend(
-            mounts
-                .lines()
-                .filter(|line| line.contains(&dir))
-                .map(str::to_owned),
-        );
-        left.extend(
-            processes(&dir)
-                .into_iter()
-                .map(|(pid, text)| format!("{pid} {text}")),
-        );
-        for id in self.ids() {
-            for cgroup in cgroups(&id) {
-                left.push(cgroup.display().to_string());
-            }
-        }
-        left
+        left.retain(|path| path.exists());
+        left.iter().map(|path| path.display().to_string()).collect()
     }
 }
 
@@ -267,6 +380,53 @@ impl Drop for TestEngine {
         });
         let _ = done.join();
     }
+}
+
+fn dir() -> TempDir {
+    tempfile::tempdir().expect("temp dir")
+}
+
+fn recorded(
+    kind: &Kind,
+    engine: Arc<dyn ContainerRuntime>,
+    ids: &Arc<Mutex<Vec<ContainerId>>>,
+) -> Arc<dyn ContainerRuntime> {
+    Arc::new(Recorder {
+        engine,
+        ids: Arc::clone(ids),
+        shared: matches!(kind, Kind::Daemon(_, daemon) if daemon.is_shared()),
+    })
+}
+
+fn config(dir: &Path, daemon: &Daemon) -> EngineConfig {
+    EngineConfig {
+        state_dir: dir.join("state"),
+        run_dir: dir.join("run"),
+        monitor_exe: Some(PROGRAM.into()),
+        endpoint: Some(daemon.endpoint()),
+        ..EngineConfig::default()
+    }
+}
+
+/// Gives a daemon the image, once.
+async fn import(images: &dyn ImageAdmin, dir: &Path, daemon: &Daemon) {
+    let lock = fs::File::create(daemon.folder().join("import.lock")).expect("lock");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("lock");
+    if images.inspect(IMAGE).await.is_ok() {
+        return;
+    }
+    let (root, tar) = (dir.join("busybox"), dir.join("busybox.tar"));
+    make_root(&root);
+    let mut archive = tar::Builder::new(fs::File::create(&tar).expect("file"));
+    archive.follow_symlinks(false);
+    archive.append_dir_all(".", &root).expect("tar");
+    archive.finish().expect("tar");
+    let options = ImportOptions {
+        env: ENV.map(str::to_owned).into(),
+        ..ImportOptions::default()
+    };
+    let imported = images.import(&tar, Some(IMAGE), &options).await;
+    imported.expect("the image can be imported");
 }
 
 /// The program under test.

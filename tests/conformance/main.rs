@@ -4,6 +4,8 @@
 mod bridge;
 mod contract;
 mod crash;
+#[path = "../daemons/mod.rs"]
+mod daemons;
 mod engine;
 mod exec;
 mod failures;

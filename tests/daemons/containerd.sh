@@ -1,0 +1,18 @@
+#!/bin/bash
+# containerd.sh FOLDER: becomes a containerd of its own, with everything it keeps below FOLDER; FOLDER/containerd.sock is its
+# socket. After its end, sweep.sh FOLDER removes everything.
+set -euo pipefail
+folder=$1
+mkdir -p "$folder"
+cat > "$folder/config.toml" << CONFIG
+version = 2
+root = "$folder/root"
+state = "$folder/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+[grpc]
+  address = "$folder/containerd.sock"
+[ttrpc]
+  address = "$folder/containerd.sock.ttrpc"
+CONFIG
+exec containerd --config "$folder/config.toml"

@@ -1,0 +1,271 @@
+//! Daemons of engines for tests, on folders and sockets of their own: dockerd and containerd, which a test can kill, freeze
+//! and start again. `BACKENDAI_TEST_DOCKER` (`unix://…`) and `BACKENDAI_TEST_CONTAINERD` (a path) name running ones for a
+//! whole lane (`lane.sh`); without them each test starts its own.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+/// Where the scripts are.
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/daemons");
+
+/// A daemon that tests use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Docker,
+    Containerd,
+}
+
+impl Kind {
+    /// Name of its program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Docker => "dockerd",
+            Self::Containerd => "containerd",
+        }
+    }
+
+    fn variable(self) -> &'static str {
+        match self {
+            Self::Docker => "BACKENDAI_TEST_DOCKER",
+            Self::Containerd => "BACKENDAI_TEST_CONTAINERD",
+        }
+    }
+
+    fn socket(self) -> &'static str {
+        match self {
+            Self::Docker => "docker.sock",
+            Self::Containerd => "containerd.sock",
+        }
+    }
+}
+
+/// A daemon of this test's own, or the lane's.
+#[derive(Debug)]
+pub enum Daemon {
+    /// Shared with other tests: it holds containers that are not ours, and must not be disturbed.
+    Shared(Kind, PathBuf),
+    /// This test's alone.
+    Own(OwnDaemon),
+}
+
+impl Daemon {
+    /// The lane's daemon, else a new one. Says what the machine lacks for it.
+    pub fn get(kind: Kind) -> Result<Self, String> {
+        #[allow(clippy::disallowed_methods, reason = "the lane's script tells")]
+        let named = std::env::var(kind.variable()).ok();
+        match named {
+            Some(name) => {
+                let path = name.strip_prefix("unix://").unwrap_or(&name);
+                Ok(Self::Shared(kind, path.into()))
+            }
+            None => OwnDaemon::start(kind, &[]).map(Self::Own),
+        }
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        match self {
+            Self::Shared(_, path) => path.clone(),
+            Self::Own(daemon) => daemon.socket(),
+        }
+    }
+
+    /// Its socket, as the agent's option names it.
+    pub fn endpoint(&self) -> String {
+        let (Self::Shared(kind, _) | Self::Own(OwnDaemon { kind, .. })) = self;
+        endpoint(*kind, &self.socket())
+    }
+
+    /// The folder that holds everything it keeps.
+    pub fn folder(&self) -> PathBuf {
+        let socket = self.socket();
+        socket.parent().expect("a socket is in a folder").to_owned()
+    }
+
+    /// Whether other tests use it too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared(..))
+    }
+}
+
+fn endpoint(kind: Kind, socket: &Path) -> String {
+    match kind {
+        Kind::Docker => format!("unix://{}", socket.display()),
+        Kind::Containerd => socket.display().to_string(),
+    }
+}
+
+/// A daemon that nobody else uses; dropping it kills it and removes everything that it made.
+#[derive(Debug)]
+pub struct OwnDaemon {
+    kind: Kind,
+    folder: TempDir,
+    options: Vec<String>,
+    child: Child,
+}
+
+impl OwnDaemon {
+    /// Starts one with further options (`--live-restore`) and waits until it serves. dockerd writes iptables rules: this
+    /// thread, and whatever it starts from now on, gets a network namespace of its own.
+    ///
+    /// Says what the machine lacks when the program is not installed.
+    pub fn start(kind: Kind, options: &[&str]) -> Result<Self, String> {
+        if !installed(kind.program()) {
+            return Err(format!("needs {} (not installed)", kind.program()));
+        }
+        own_network();
+        let prefix = format!("bai-{}-", kind.program());
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir();
+        let folder = folder.expect("temp dir");
+        let options: Vec<_> = options.iter().map(|&it| it.to_owned()).collect();
+        let child = spawn(kind, folder.path(), &options);
+        let mut daemon = Self {
+            kind,
+            folder,
+            options,
+            child,
+        };
+        daemon.until_serving();
+        Ok(daemon)
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join(self.kind.socket())
+    }
+
+    /// Its socket, as the agent's option names it.
+    pub fn endpoint(&self) -> String {
+        endpoint(self.kind, &self.socket())
+    }
+
+    /// The folder that holds everything it keeps.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it at once (SIGKILL). Containers of containerd, and of dockerd with `--live-restore`, live on.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
+    /// Ends it in peace (SIGTERM): dockerd without `--live-restore` ends its containers first.
+    pub fn stop(&mut self) {
+        self.signal("TERM");
+        self.child.wait().expect("wait");
+    }
+
+    /// Lets it answer nothing any more (SIGSTOP).
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// Starts it again after [`Self::kill`] or [`Self::stop`], and waits until it serves.
+    pub fn start_again(&mut self) {
+        // A file of a daemon that was killed would be taken for a living one's.
+        let _ = fs::remove_file(self.socket());
+        self.child = spawn(self.kind, self.folder.path(), &self.options);
+        self.until_serving();
+    }
+
+    /// Stops it in peace and starts it again.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start_again();
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(log(self.folder.path())).unwrap_or_default()
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("/bin/busybox")
+            .args(["kill", &format!("-{name}"), &pid])
+            .status();
+        assert!(status.expect("kill").success());
+    }
+
+    fn until_serving(&mut self) {
+        for _ in 0..600 {
+            if UnixStream::connect(self.socket()).is_ok() {
+                return;
+            }
+            let ended = self.child.try_wait().expect("wait");
+            assert!(ended.is_none(), "{:?} ended: {}", self.kind, self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{:?} does not serve: {}", self.kind, self.log());
+    }
+}
+
+impl Drop for OwnDaemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let sweep = Command::new(format!("{SCRIPTS}/sweep.sh"))
+            .arg(self.folder.path())
+            .status();
+        assert!(
+            std::thread::panicking() || sweep.is_ok_and(|status| status.success()),
+            "what the daemon left cannot be removed"
+        );
+        let _ = fs::remove_file(log(self.folder.path()));
+    }
+}
+
+fn log(folder: &Path) -> PathBuf {
+    folder.with_extension("log")
+}
+
+fn spawn(kind: Kind, folder: &Path, options: &[String]) -> Child {
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log(folder))
+        .expect("log");
+    Command::new(format!("{SCRIPTS}/{}.sh", kind.program()))
+        .arg(folder)
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("log"))
+        .stderr(log)
+        .spawn()
+        .expect("the script can be run")
+}
+
+fn installed(program: &str) -> bool {
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"]
+        .iter()
+        .any(|folder| Path::new(folder).join(program).exists())
+}
+
+/// Gives this thread, and the threads and programs that it starts, a network namespace of its own, once.
+pub fn own_network() {
+    std::thread_local!(static DONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+    if !DONE.replace(true) {
+        backendai_agent::sys::netns::enter_new().expect("the tests run as root");
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(up.expect("ip").success(), "loopback stays down");
+    }
+}
