@@ -11,13 +11,13 @@ use sha2::{Digest, Sha256};
 
 use super::Added;
 use super::error::{ImageError, Result};
-use super::import::manifest_of;
+use super::import::{Destination, manifest_of};
 use super::layout::{
-    Layout, MAX_DOCUMENT, Work, check_digest, digest_of, parse_config, parse_manifest,
+    MAX_DOCUMENT, check_digest, digest_of, parse_config, parse_manifest, same_diff_id,
 };
 use super::platform::{Platform, choose};
 use super::reference::{ImageRef, digest_hex};
-use super::unpack::broken;
+use super::unpack::{broken, survey};
 
 /// Where containerd and newer `docker save` put the full name.
 const FULL_NAME: &str = "io.containerd.image.name";
@@ -172,17 +172,16 @@ impl Members {
 
 /// Adds every image of the archive (with a name given: its only image, under that name).
 pub(crate) fn import(
-    layout: &Layout,
-    work: &Work,
+    into: &dyn Destination,
     what: &str,
     members: &Members,
     name: Option<&ImageRef>,
     platform: &Platform,
 ) -> Result<Vec<Added>> {
     if members.has("manifest.json") {
-        saved(layout, work, what, members, name)
+        saved(into, what, members, name)
     } else {
-        oci(layout, work, what, members, name, platform)
+        oci(into, what, members, name, platform)
     }
 }
 
@@ -197,8 +196,7 @@ struct Saved {
 }
 
 fn saved(
-    layout: &Layout,
-    work: &Work,
+    into: &dyn Destination,
     what: &str,
     members: &Members,
     name: Option<&ImageRef>,
@@ -221,14 +219,11 @@ fn saved(
         let mut layers = Vec::new();
         for (layer, diff_id) in image.layers.iter().zip(diff_ids) {
             let label = format!("{what}: {layer}");
-            let tar_size = match layout.layer(diff_id) {
-                Some(_) => 0,
-                None => {
-                    let source = members.open(what, layer)?;
-                    layout
-                        .add_layer(work, &label, source, Some(diff_id))?
-                        .tar_size
-                }
+            let mut source = members.open(what, layer)?;
+            let (_, tar_size) = if into.has_layer(diff_id, diff_id) {
+                check_layer(&label, source, into, diff_id)?
+            } else {
+                into.add_layer(&label, &mut source, None, Some(diff_id))?
             };
             let parsed = diff_id
                 .parse::<oci_spec::image::Digest>()
@@ -240,15 +235,14 @@ fn saved(
             (None, tags) if tags.is_empty() => return Err(nameless(what)),
             (None, tags) => canonical(&tags)?,
         };
-        layout.write_blob(work, &bytes)?;
-        added.push(manifest_of(layout, work, &bytes, layers, names)?);
+        into.write_blob(&bytes)?;
+        added.push(manifest_of(into, &bytes, layers, names)?);
     }
     Ok(added)
 }
 
 fn oci(
-    layout: &Layout,
-    work: &Work,
+    into: &dyn Destination,
     what: &str,
     members: &Members,
     name: Option<&ImageRef>,
@@ -267,8 +261,8 @@ fn oci(
         let repo_digest = entry.digest().to_string();
         let (digest, bytes) = manifest(what, members, entry, platform)?;
         let manifest = parse_manifest(&digest, &bytes)?;
-        manifest_layers(layout, work, what, members, &manifest)?;
-        layout.write_blob(work, &bytes)?;
+        manifest_layers(into, what, members, &manifest)?;
+        into.write_blob(&bytes)?;
         added.push(Added {
             manifest: digest,
             manifest_size: bytes.len() as u64,
@@ -314,8 +308,7 @@ fn manifest(
 }
 
 fn manifest_layers(
-    layout: &Layout,
-    work: &Work,
+    into: &dyn Destination,
     what: &str,
     members: &Members,
     manifest: &ImageManifest,
@@ -326,21 +319,33 @@ fn manifest_layers(
     let diff_ids = config.rootfs().diff_ids();
     same_length(what, diff_ids.len(), manifest.layers().len())?;
     for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
-        if layout.layer(diff_id).is_some() {
+        let digest = layer.digest().to_string();
+        if into.has_layer(&digest, diff_id) {
             continue;
         }
-        let digest = layer.digest().to_string();
         members.check_blob(what, &digest)?;
-        let source = members.open(what, &blob_path(what, &digest)?)?;
-        layout.add_layer(
-            work,
+        let mut source = members.open(what, &blob_path(what, &digest)?)?;
+        into.add_layer(
             &format!("{what}: blob {digest}"),
-            source,
+            &mut source,
+            Some(&digest),
             Some(diff_id),
         )?;
     }
-    layout.write_blob(work, &bytes)?;
+    into.write_blob(&bytes)?;
     Ok(())
+}
+
+/// Digest and size of the plain tar of a layer that is there already: a manifest is made of both.
+fn check_layer(
+    what: &str,
+    source: impl Read,
+    into: &dyn Destination,
+    diff_id: &str,
+) -> Result<(String, u64)> {
+    let found = survey(what, source, into.limits(), io::sink())?;
+    same_diff_id(what, diff_id, &found.diff_id)?;
+    Ok((found.diff_id, found.tar_size))
 }
 
 /// Refuses a config that tells of other layers than the manifest.

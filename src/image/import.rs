@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use super::archive::{self, Members};
 use super::compression::{Compression, decompress, peek};
 use super::error::{ImageError, Result};
-use super::layout::{Layout, Work};
+use super::layout::{Layout, Temporary, Work};
 use super::platform::Platform;
 use super::reference::ImageRef;
-use super::unpack::broken;
+use super::unpack::{Limits, broken};
 use super::{Added, architecture};
 use crate::runtime::LabelMap;
 
@@ -35,10 +35,85 @@ pub struct ImportOptions {
     pub architecture: Option<String>,
 }
 
+/// Where images out of files go.
+pub(crate) trait Destination {
+    /// Bounds for what is read.
+    fn limits(&self) -> Limits;
+
+    /// A name for something unfinished.
+    fn temporary(&self) -> Temporary;
+
+    /// Whether this layer is there: its blob's digest, and that of its plain tar.
+    fn has_layer(&self, blob: &str, diff_id: &str) -> bool;
+
+    /// Takes a layer's archive and returns the digest and size of its plain tar. `blob` is the digest of the archive
+    /// itself where a manifest names it so; else the plain tar is the layer. `diff_id` is what the config says.
+    fn add_layer(
+        &self,
+        what: &str,
+        source: &mut dyn Read,
+        blob: Option<&str>,
+        diff_id: Option<&str>,
+    ) -> Result<(String, u64)>;
+
+    /// Takes a document and returns its digest.
+    fn write_blob(&self, bytes: &[u8]) -> Result<String>;
+}
+
+/// The store as the place where images go.
+pub(crate) struct IntoStore<'a> {
+    /// Its folders.
+    pub(crate) layout: &'a Layout,
+    /// Keeps collections away.
+    pub(crate) work: &'a Work,
+}
+
+impl Destination for IntoStore<'_> {
+    fn limits(&self) -> Limits {
+        self.layout.limits()
+    }
+
+    fn temporary(&self) -> Temporary {
+        self.layout.temporary()
+    }
+
+    fn has_layer(&self, _: &str, diff_id: &str) -> bool {
+        self.layout.layer(diff_id).is_some()
+    }
+
+    fn add_layer(
+        &self,
+        what: &str,
+        source: &mut dyn Read,
+        _: Option<&str>,
+        diff_id: Option<&str>,
+    ) -> Result<(String, u64)> {
+        let unpacked = self.layout.add_layer(self.work, what, source, diff_id)?;
+        Ok((unpacked.diff_id, unpacked.tar_size))
+    }
+
+    fn write_blob(&self, bytes: &[u8]) -> Result<String> {
+        self.layout.write_blob(self.work, bytes)
+    }
+}
+
+/// The name that an imported image is to have.
+pub(crate) fn name(name: Option<&str>) -> Result<Option<ImageRef>> {
+    let name = name.map(ImageRef::parse).transpose()?;
+    if let Some(name) = &name
+        && name.digest().is_some()
+    {
+        return Err(ImageError::Reference {
+            text: name.to_string(),
+            why: "an imported image's name has no digest",
+        });
+    }
+    Ok(name)
+}
+
 /// Imports a file, folder or (`-`) standard input, whatever it holds.
 pub(crate) fn import(
-    layout: &Layout,
-    work: &Work,
+    into: &dyn Destination,
     path: &Path,
     name: Option<&ImageRef>,
     options: &ImportOptions,
@@ -48,7 +123,7 @@ pub(crate) fn import(
         if *options != ImportOptions::default() {
             return Err(ImageError::Inapplicable(what.clone()));
         }
-        archive::import(layout, work, &what, members, name, &Platform::default())
+        archive::import(into, &what, members, name, &Platform::default())
     };
     if path.is_dir() {
         return whole(&Members::Folder(path.to_owned()));
@@ -61,7 +136,7 @@ pub(crate) fn import(
         let file = if plain {
             File::open(path).map_err(ImageError::io(format!("open {what}")))?
         } else {
-            spool(layout, &what, source)?
+            spool(into, &what, source)?
         };
         let again = file
             .try_clone()
@@ -74,7 +149,7 @@ pub(crate) fn import(
     }
     let name = name
         .ok_or_else(|| ImageError::malformed(&what, "a root file system has no name; give one"))?;
-    Ok(vec![rootfs(layout, work, &what, source, name, options)?])
+    Ok(vec![rootfs(into, &what, source, name, options)?])
 }
 
 fn open(path: &Path) -> Result<Box<dyn Read>> {
@@ -115,8 +190,8 @@ fn may_hold_images(start: &[u8]) -> bool {
 }
 
 /// An uncompressed copy on disk, without a name: archives of images are read out of order.
-fn spool(layout: &Layout, what: &str, source: impl Read) -> Result<File> {
-    let temporary = layout.temporary();
+fn spool(into: &dyn Destination, what: &str, source: impl Read) -> Result<File> {
+    let temporary = into.temporary();
     let failed = || ImageError::io(format!("copy {what} to {}", temporary.path().display()));
     let mut file = File::options()
         .read(true)
@@ -124,7 +199,7 @@ fn spool(layout: &Layout, what: &str, source: impl Read) -> Result<File> {
         .create_new(true)
         .open(temporary.path())
         .map_err(failed())?;
-    let limit = layout.limits().bytes;
+    let limit = into.limits().bytes;
     let copied =
         io::copy(&mut source.take(limit), &mut file).map_err(|error| broken(what, error))?;
     if copied == limit {
@@ -140,33 +215,27 @@ fn spool(layout: &Layout, what: &str, source: impl Read) -> Result<File> {
 /// Makes an image of one layer out of a root file system's tar. The layer is named by the plain tar, so that the
 /// same tar makes the same image however it is compressed.
 fn rootfs(
-    layout: &Layout,
-    work: &Work,
+    into: &dyn Destination,
     what: &str,
-    source: impl Read,
+    mut source: impl Read,
     name: &ImageRef,
     options: &ImportOptions,
 ) -> Result<Added> {
-    let unpacked = layout.add_layer(work, what, source, None)?;
-    let layer = Descriptor::new(
-        MediaType::ImageLayer,
-        unpacked.tar_size,
-        parsed(&unpacked.diff_id),
-    );
-    let config = config(options, &unpacked.diff_id);
+    let (diff_id, tar_size) = into.add_layer(what, &mut source, None, None)?;
+    let layer = Descriptor::new(MediaType::ImageLayer, tar_size, parsed(&diff_id));
+    let config = config(options, &diff_id);
     let config = serde_json::to_vec(&config).expect("an image config is plain data");
-    manifest_of(layout, work, &config, vec![layer], vec![name.to_string()])
+    manifest_of(into, &config, vec![layer], vec![name.to_string()])
 }
 
 /// Stores a config and a manifest made for it.
 pub(crate) fn manifest_of(
-    layout: &Layout,
-    work: &Work,
+    into: &dyn Destination,
     config: &[u8],
     layers: Vec<Descriptor>,
     names: Vec<String>,
 ) -> Result<Added> {
-    let digest = parsed(&layout.write_blob(work, config)?);
+    let digest = parsed(&into.write_blob(config)?);
     let manifest = ImageManifestBuilder::default()
         .schema_version(2_u32)
         .media_type(MediaType::ImageManifest)
@@ -180,7 +249,7 @@ pub(crate) fn manifest_of(
         .expect("all that a manifest needs is given");
     let manifest = serde_json::to_vec(&manifest).expect("a manifest is plain data");
     Ok(Added {
-        manifest: layout.write_blob(work, &manifest)?,
+        manifest: into.write_blob(&manifest)?,
         manifest_size: manifest.len() as u64,
         repo_digest: None,
         names,

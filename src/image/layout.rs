@@ -55,6 +55,11 @@ impl Work {
 pub(crate) struct Temporary(PathBuf);
 
 impl Temporary {
+    /// A new name in a folder.
+    pub(crate) fn within(folder: &Path) -> Self {
+        Self(temporary_in(folder))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
@@ -110,7 +115,7 @@ impl Layout {
 
     /// A name for something unfinished, beside the blobs.
     pub(crate) fn temporary(&self) -> Temporary {
-        Temporary(temporary_in(&self.images))
+        Temporary::within(&self.images)
     }
 
     /// The place of a blob.
@@ -198,19 +203,15 @@ impl Layout {
         source: impl Read,
         expected: Option<&str>,
     ) -> Result<Unpacked> {
-        let temporary = Temporary(temporary_in(&self.layers));
+        let temporary = Temporary::within(&self.layers);
         let path = temporary.path();
         let making = || ImageError::io(format!("create {}", path.display()));
         fs::create_dir(path).map_err(making())?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(path, mode).map_err(making())?;
         let unpacked = unpack(what, source, path, self.limits)?;
-        if let Some(expected) = expected.filter(|expected| *expected != unpacked.diff_id) {
-            return Err(ImageError::WrongDiffId {
-                what: what.to_owned(),
-                expected: expected.to_owned(),
-                found: unpacked.diff_id,
-            });
+        if let Some(expected) = expected {
+            same_diff_id(what, expected, &unpacked.diff_id)?;
         }
         self.settle(path, &unpacked)?;
         Ok(unpacked)
@@ -309,6 +310,18 @@ pub(crate) fn check_digest(what: &str, expected: &str, bytes: &[u8]) -> Result<(
         what: what.to_owned(),
         expected: expected.to_owned(),
         found,
+    })
+}
+
+/// Refuses a layer that is not what its image's config says.
+pub(crate) fn same_diff_id(what: &str, expected: &str, found: &str) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(ImageError::WrongDiffId {
+        what: what.to_owned(),
+        expected: expected.to_owned(),
+        found: found.to_owned(),
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod admin;
 mod archive;
+mod bundle;
 mod compression;
 mod error;
 mod import;
@@ -20,6 +21,7 @@ use async_trait::async_trait;
 use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
 
 pub use self::admin::{ImageAdmin, NodeImages};
+pub use self::bundle::{Bundle, BundledImage, BundledLayer};
 pub use self::error::ImageError;
 pub use self::import::ImportOptions;
 pub use self::platform::Platform;
@@ -140,17 +142,11 @@ impl Store {
         name: Option<&str>,
         options: &ImportOptions,
     ) -> Result<Vec<ImageInfo>> {
-        let name = name.map(ImageRef::parse).transpose()?;
-        if let Some(name) = &name
-            && name.digest().is_some()
-        {
-            return Err(ImageError::Reference {
-                text: name.to_string(),
-                why: "an imported image's name has no digest",
-            });
-        }
+        let name = import::name(name)?;
         add(&self.layout, |work| {
-            import::import(&self.layout, work, path, name.as_ref(), options)
+            let layout = &self.layout;
+            let into = import::IntoStore { layout, work };
+            import::import(&into, path, name.as_ref(), options)
         })
     }
 

@@ -39,7 +39,7 @@ impl Fixture {
     }
 }
 
-fn two_layers() -> Image {
+pub(super) fn two_layers() -> Image {
     let upper = Tar::new().file("b", b"upper").file(".wh.a", b"").finish();
     let packed = zstd(&upper);
     image(
@@ -49,7 +49,7 @@ fn two_layers() -> Image {
 }
 
 /// What `docker save` writes: the config, the layers uncompressed, the names.
-fn saved(image: &Image, plain: &[Vec<u8>], tags: &[&str]) -> Tar {
+pub(super) fn saved(image: &Image, plain: &[Vec<u8>], tags: &[&str]) -> Tar {
     let config = format!("{}.json", image.id().trim_start_matches("sha256:"));
     let mut tar = Tar::new().file(&config, &image.config);
     let mut layers = Vec::new();
@@ -66,7 +66,11 @@ fn saved(image: &Image, plain: &[Vec<u8>], tags: &[&str]) -> Tar {
 }
 
 /// The files of an OCI layout.
-fn layout(top: &[u8], entries: &[(&str, &[u8])], blobs: &[&Image]) -> Vec<(String, Vec<u8>)> {
+pub(super) fn layout(
+    top: &[u8],
+    entries: &[(&str, &[u8])],
+    blobs: &[&Image],
+) -> Vec<(String, Vec<u8>)> {
     let entries: Vec<_> = entries
         .iter()
         .map(|(name, document)| {
@@ -104,7 +108,7 @@ fn layout(top: &[u8], entries: &[(&str, &[u8])], blobs: &[&Image]) -> Vec<(Strin
     files
 }
 
-fn packed(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+pub(super) fn packed(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut tar = Tar::new().folder("blobs/");
     for (path, bytes) in files {
         tar = tar.file(path, bytes);
@@ -112,7 +116,7 @@ fn packed(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     tar.finish()
 }
 
-fn spread(files: &[(String, Vec<u8>)], to: &Path) {
+pub(super) fn spread(files: &[(String, Vec<u8>)], to: &Path) {
     for (path, bytes) in files {
         let path = to.join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -120,7 +124,7 @@ fn spread(files: &[(String, Vec<u8>)], to: &Path) {
     }
 }
 
-fn plain_layers() -> Vec<Vec<u8>> {
+pub(super) fn plain_layers() -> Vec<Vec<u8>> {
     let upper = Tar::new().file("b", b"upper").file(".wh.a", b"").finish();
     vec![layer("a", &noise(50_000, 1)).0, upper]
 }

@@ -3,6 +3,7 @@
 
 mod archives;
 mod bearer;
+mod bundle;
 mod command;
 mod hostile;
 mod registry;

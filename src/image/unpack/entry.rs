@@ -450,7 +450,7 @@ impl<'a> Unpacker<'a> {
 }
 
 /// The entry's path below the root; `None` when it is absolute or climbs.
-fn clean(raw: &[u8]) -> Option<PathBuf> {
+pub(super) fn clean(raw: &[u8]) -> Option<PathBuf> {
     if raw.starts_with(b"/") {
         return None;
     }

@@ -1,16 +1,18 @@
 //! One layer's tar becomes one overlay lower: whiteouts become the overlay's own, and no entry leaves the folder.
 
 mod entry;
+mod survey;
 mod tree;
 
 use std::cell::Cell;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
 
 use sha2::{Digest, Sha256};
 
 use self::entry::Unpacker;
+use self::survey::Surveyor;
 use super::compression::decompress;
 use super::error::{ImageError, Result};
 
@@ -48,18 +50,50 @@ pub(crate) struct Unpacked {
 
 /// Unpacks a tar (plain, gzip or zstd) into an empty folder. What it leaves after an error is the caller's to remove.
 pub(crate) fn unpack(what: &str, source: impl Read, to: &Path, limits: Limits) -> Result<Unpacked> {
+    let mut unpacker = Unpacker::new(what, to, limits)?;
+    let walked = walk(what, source, limits, io::sink(), |entry| {
+        unpacker.add(entry)
+    })?;
+    Ok(Unpacked {
+        size: unpacker.finish()?,
+        ..walked
+    })
+}
+
+/// Refuses what [`unpack`] refuses, as far as the archive alone tells it, and unpacks nothing. The plain tar goes to
+/// `copy`; a failure there looks like one of the archive.
+pub(crate) fn survey(
+    what: &str,
+    source: impl Read,
+    limits: Limits,
+    copy: impl Write,
+) -> Result<Unpacked> {
+    let mut surveyor = Surveyor::new(what, limits);
+    let walked = walk(what, source, limits, copy, |entry| surveyor.add(&entry))?;
+    Ok(Unpacked {
+        size: surveyor.bytes(),
+        ..walked
+    })
+}
+
+/// Goes through a tar to its very end. The size of its files is left to the caller.
+fn walk<'a, W: Write>(
+    what: &str,
+    source: impl Read + 'a,
+    limits: Limits,
+    copy: W,
+    mut add: impl FnMut(tar::Entry<'_, Meter<Box<dyn Read + 'a>, W>>) -> Result<()>,
+) -> Result<Unpacked> {
     let (_, plain) = decompress(source).map_err(|error| broken(what, error))?;
     let allowance = Rc::new(Cell::new(HEADERS));
-    let mut archive = tar::Archive::new(Meter::new(plain, allowance.clone()));
-    let mut unpacker = Unpacker::new(what, to, limits)?;
+    let mut archive = tar::Archive::new(Meter::new(plain, copy, allowance.clone()));
     for entry in archive.entries().map_err(|error| broken(what, error))? {
         let entry = entry.map_err(|error| broken(what, error))?;
         allowance.set(entry.size().saturating_add(HEADERS));
-        unpacker.add(entry)?;
+        add(entry)?;
         allowance.set(HEADERS);
     }
     allowance.set(u64::MAX);
-    let size = unpacker.finish()?;
     let mut meter = archive.into_inner();
     // Compressed padding without end is a bomb as well.
     let rest = io::copy(&mut meter.by_ref().take(limits.bytes), &mut io::sink());
@@ -74,7 +108,7 @@ pub(crate) fn unpack(what: &str, source: impl Read, to: &Path, limits: Limits) -
     }
     Ok(Unpacked {
         diff_id: format!("sha256:{}", hex::encode(meter.hash.finalize())),
-        size,
+        size: 0,
         tar_size: meter.size,
     })
 }
@@ -91,9 +125,10 @@ pub(crate) fn broken(what: &str, error: io::Error) -> ImageError {
     ImageError::malformed(what, text)
 }
 
-/// Counts and digests what is read.
-struct Meter<R> {
+/// Counts, digests and copies what is read.
+struct Meter<R, W> {
     source: R,
+    copy: W,
     size: u64,
     /// Bytes that may be read until somebody allows more.
     allowance: Rc<Cell<u64>>,
@@ -102,10 +137,11 @@ struct Meter<R> {
     zeros: u64,
 }
 
-impl<R> Meter<R> {
-    fn new(source: R, allowance: Rc<Cell<u64>>) -> Self {
+impl<R, W> Meter<R, W> {
+    fn new(source: R, copy: W, allowance: Rc<Cell<u64>>) -> Self {
         Self {
             source,
+            copy,
             size: 0,
             allowance,
             hash: Sha256::new(),
@@ -114,7 +150,7 @@ impl<R> Meter<R> {
     }
 }
 
-impl<R: Read> Read for Meter<R> {
+impl<R: Read, W: Write> Read for Meter<R, W> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.source.read(buffer)?;
         let bytes = &buffer[..count];
@@ -123,6 +159,7 @@ impl<R: Read> Read for Meter<R> {
         let left = left.ok_or_else(|| io::Error::other("a header is larger than 1 MiB"))?;
         self.allowance.set(left);
         self.hash.update(bytes);
+        self.copy.write_all(bytes)?;
         let tail = bytes.iter().rev().take_while(|byte| **byte == 0).count() as u64;
         self.zeros = if tail == count as u64 {
             self.zeros + tail
