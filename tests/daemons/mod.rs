@@ -170,6 +170,18 @@ impl OwnDaemon {
     /// Lets it answer nothing any more (SIGSTOP).
     pub fn freeze(&self) {
         self.signal("STOP");
+        while !self.is_frozen() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether all of its threads are stopped.
+    pub fn is_frozen(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it lives");
+        threads.flatten().all(|thread| {
+            let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+            status.contains("(stopped)")
+        })
     }
 
     /// Lets it go on (SIGCONT).

@@ -15,7 +15,7 @@ remember() {
 }
 # containers: the processes of shims that serve this daemon, and the first processes of their containers.
 for process in /proc/[0-9]*; do
-  tr '\0' ' ' < "$process/cmdline" 2> /dev/null | grep -q "shim.* -address $folder/" || continue
+  { tr '\0' ' ' < "$process/cmdline"; } 2> /dev/null | grep -q "shim.* -address $folder/" || continue
   for child in $(cat "$process"/task/*/children 2> /dev/null); do
     remember "$child"
     kill -9 "$child" 2> /dev/null
