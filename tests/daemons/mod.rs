@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -193,6 +194,8 @@ impl OwnDaemon {
     pub fn start_again(&mut self) {
         // A file of a daemon that was killed would be taken for a living one's.
         let _ = fs::remove_file(self.socket());
+        // dockerd's own containerd died with it, but may have no parent that buries it; then dockerd takes it for alive.
+        let _ = fs::remove_file(self.folder().join("exec/containerd/containerd.pid"));
         self.child = spawn(self.kind, self.folder.path(), &self.options);
         self.until_serving();
     }
@@ -218,7 +221,7 @@ impl OwnDaemon {
 
     fn until_serving(&mut self) {
         for _ in 0..600 {
-            if UnixStream::connect(self.socket()).is_ok() {
+            if serves(self.kind, &self.socket()) {
                 return;
             }
             let ended = self.child.try_wait().expect("wait");
@@ -242,6 +245,22 @@ impl Drop for OwnDaemon {
         );
         let _ = fs::remove_file(log(self.folder.path()));
     }
+}
+
+/// Whether a daemon answers. dockerd listens long before it does.
+pub fn serves(kind: Kind, socket: &Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else {
+        return false;
+    };
+    if kind == Kind::Containerd {
+        return true;
+    }
+    let request = b"GET /_ping HTTP/1.0\r\n\r\n";
+    let mut answer = [0; 12];
+    let asked = stream
+        .write_all(request)
+        .and_then(|()| stream.read_exact(&mut answer));
+    asked.is_ok() && answer.ends_with(b"200")
 }
 
 fn log(folder: &Path) -> PathBuf {

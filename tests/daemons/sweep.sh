@@ -13,9 +13,9 @@ remember() {
     [ "$path" = / ] || groups+=("${hierarchy#name=}:$path")
   done < "/proc/$1/cgroup"
 }
-# containers: the processes of shims that serve this daemon, and the first processes of their containers.
+# Shims that serve this daemon, the first processes of their containers, and dockerd's own containerd.
 for process in /proc/[0-9]*; do
-  { tr '\0' ' ' < "$process/cmdline"; } 2> /dev/null | grep -q "shim.* -address $folder/" || continue
+  { tr '\0' ' ' < "$process/cmdline"; } 2> /dev/null | grep -qE "shim.* -address $folder/|^containerd --config $folder/" || continue
   for child in $(cat "$process"/task/*/children 2> /dev/null); do
     remember "$child"
     kill -9 "$child" 2> /dev/null
