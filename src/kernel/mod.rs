@@ -21,11 +21,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::live::{Container, Held, LastUsed, Live};
 use self::parts::Parts;
-use self::task::{Command, Owner, Phase};
+use self::task::{Command, Ended, Owner, Phase};
 use crate::agent::AgentError;
 use crate::agent::request::{KernelConfig, KernelId, Reply};
 use crate::runtime::ContainerId;
-use crate::stats::KernelStats;
 
 /// How long a creation may take: a large image may have to be pulled first.
 const CREATE_LIMIT: Duration = Duration::from_secs(3600);
@@ -159,8 +158,9 @@ impl KernelHandle {
     /// Ends the kernel and waits until nothing is left of it; gives its last statistics.
     ///
     /// # Errors
-    /// [`AgentError::TimedOut`]; the kernel is still being ended then.
-    pub async fn destroy(&self, reason: &str) -> Result<Option<KernelStats>, AgentError> {
+    /// [`crate::runtime::RuntimeError::Unavailable`] while the engine does not answer, and [`AgentError::TimedOut`]; the kernel is still
+    /// being ended then.
+    pub async fn destroy(&self, reason: &str) -> Ended {
         let (reply, answer) = oneshot::channel();
         self.abort.cancel();
         let reason = reason.to_owned();
@@ -168,13 +168,18 @@ impl KernelHandle {
             let command = Command::Destroy { reason, reply };
             // When nobody takes it the kernel has ended by itself.
             if self.commands.send(command).await.is_err() {
-                return None;
+                return Ok(None);
             }
-            answer.await.unwrap_or_default()
+            answer.await.unwrap_or(Ok(None))
         };
         tokio::time::timeout(DESTROY_LIMIT, asked)
             .await
-            .map_err(|_| AgentError::TimedOut(format!("destruction of kernel {}", self.id)))
+            .unwrap_or_else(|_| {
+                Err(AgentError::TimedOut(format!(
+                    "destruction of kernel {}",
+                    self.id
+                )))
+            })
     }
 
     /// Makes the kernel's container anew.

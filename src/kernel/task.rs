@@ -22,10 +22,17 @@ use crate::stats::KernelStats;
 const KILL: i32 = 9;
 /// How long a killed container may take to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
-/// How often removing a container is tried before it is left to the next reconciliation.
+/// How often removing a container is tried before those who wait are told that it failed.
 const REMOVE_TRIES: u32 = 3;
-/// How long to wait before asking an engine again that did not answer.
+/// When no further try is begun.
+const REMOVE_LIMIT: Duration = Duration::from_secs(45);
+/// How long to wait before asking an engine again that did not answer, at first.
 const RETRY: Duration = Duration::from_secs(1);
+/// The longest wait before asking again.
+const LONGEST_RETRY: Duration = Duration::from_secs(8);
+
+/// How a destruction ended, for those who asked for it: with the kernel's last statistics.
+pub type Ended = Result<Option<KernelStats>, AgentError>;
 
 /// What others ask of the owner.
 #[derive(Debug)]
@@ -34,8 +41,8 @@ pub enum Command {
     Destroy {
         /// Why.
         reason: String,
-        /// Gets its last statistics.
-        reply: oneshot::Sender<Option<KernelStats>>,
+        /// Gets its last statistics, or why it is not ended yet.
+        reply: oneshot::Sender<Ended>,
     },
     /// Make its container anew.
     Restart {
@@ -81,7 +88,7 @@ enum Cause {
     /// The agent ends.
     Stop,
     /// The kernel ends; those who asked are answered at the end.
-    End(String, Vec<oneshot::Sender<Option<KernelStats>>>),
+    End(String, Vec<oneshot::Sender<Ended>>),
     /// The container is replaced.
     Restart(
         Box<KernelConfig>,
@@ -129,9 +136,16 @@ impl Owner {
                             let _ = reply.send(Ok(Reply::Created(Box::new(created))));
                             container = next;
                         }
-                        Err(error) => {
+                        Err((error, old)) => {
                             let reason = "restarting".to_owned();
-                            self.end(reason, Vec::new(), held, None).await;
+                            let away = old.is_some();
+                            let end = self.end(reason, Vec::new(), held, old);
+                            if away {
+                                // That takes as long as the engine is away.
+                                let _ = reply.send(error);
+                                return end.await;
+                            }
+                            end.await;
                             let _ = reply.send(error);
                             return;
                         }
@@ -184,10 +198,12 @@ impl Owner {
         config: &KernelConfig,
         held: &mut Held,
         old: Container,
-    ) -> Result<(Container, Created), Result<Reply, AgentError>> {
+    ) -> Result<(Container, Created), (Result<Reply, AgentError>, Option<Container>)> {
         self.phase.send_replace(Phase::Pending);
         old.live.token.cancel();
-        self.remove(&old.live.container).await;
+        if let Err(error) = self.remove(&old.live.container).await {
+            return Err((Err(error.into()), Some(old)));
+        }
         // The old ports are given back last, so that the new ones are others wherever the pool has others.
         let config = with_held(config, held);
         let mut made = self.making(&config).again(held).await;
@@ -203,8 +219,8 @@ impl Owner {
                 let created = container.live.created(&self.parts, &held.resource);
                 Ok((container, created))
             }
-            Err(NotCreated::Failed(error)) => Err(Err(error)),
-            Err(NotCreated::Aborted) => Err(Ok(Reply::Cancelled)),
+            Err(NotCreated::Failed(error)) => Err((Err(error), None)),
+            Err(NotCreated::Aborted) => Err((Ok(Reply::Cancelled), None)),
         }
     }
 
@@ -212,7 +228,7 @@ impl Owner {
     async fn end(
         mut self,
         reason: String,
-        waiting: Vec<oneshot::Sender<Option<KernelStats>>>,
+        mut waiting: Vec<oneshot::Sender<Ended>>,
         held: Held,
         container: Option<Container>,
     ) {
@@ -221,7 +237,10 @@ impl Owner {
             container.live.token.cancel();
             self.kill(&container.live.container).await;
             self.parts.stats.last(&container.live).await;
-            self.remove(&container.live.container).await;
+            let removed = self.remove_at_last(&container.live.container, &mut waiting);
+            if !removed.await {
+                return;
+            }
         }
         let stats = self.parts.stats.take(self.kernel.clone()).await;
         if let Err(error) = held.scratch.remove().await {
@@ -235,9 +254,50 @@ impl Owner {
             stats,
         });
         for reply in waiting {
-            let _ = reply.send(stats);
+            let _ = reply.send(Ok(stats));
         }
         answer(late, stats, &self.kernel);
+    }
+
+    /// Removes the container, however long its engine is away: what the kernel holds is in use until then. Those who
+    /// wait are told when it takes long. `false`: the agent ends, and the next one will find the container.
+    async fn remove_at_last(
+        &mut self,
+        container: &ContainerId,
+        waiting: &mut Vec<oneshot::Sender<Ended>>,
+    ) -> bool {
+        loop {
+            match self.remove(container).await {
+                Err(error @ RuntimeError::Unavailable { .. }) => {
+                    self.tell(&error, waiting);
+                }
+                // What is left is found by the next reconciliation.
+                Ok(()) | Err(_) => return true,
+            }
+            let stopped = self.parts.stop.cancelled();
+            if tokio::time::timeout(LONGEST_RETRY, stopped).await.is_ok() {
+                return false;
+            }
+        }
+    }
+
+    /// Tells all who asked for the end that it has to wait for the engine.
+    fn tell(&mut self, error: &RuntimeError, waiting: &mut Vec<oneshot::Sender<Ended>>) {
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Destroy { reply, .. } => waiting.push(reply),
+                other => answer(vec![other], None, &self.kernel),
+            }
+        }
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        for reply in waiting.drain(..) {
+            let (kernel, cause) = (&self.kernel, cause.clone().unwrap_or_default());
+            let error = RuntimeError::Unavailable {
+                engine: "container engine",
+                source: format!("{error} ({cause}); kernel {kernel} ends when it answers").into(),
+            };
+            let _ = reply.send(Err(error.into()));
+        }
     }
 
     /// Takes the kernel out of the registry; gives the commands that came too late.
@@ -267,21 +327,27 @@ impl Owner {
         }
     }
 
-    /// Removes the container; what is left after a few tries is found by the next reconciliation.
-    async fn remove(&self, container: &ContainerId) {
+    /// Removes the container; tries a few times.
+    async fn remove(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         if self.parts.keep_containers {
-            return self.kill(container).await;
+            self.kill(container).await;
+            return Ok(());
         }
-        for attempt in 1..=REMOVE_TRIES {
+        let begin = Instant::now();
+        for attempt in 1.. {
             let removed = self.parts.runtime.remove(container);
             match self.parts.within(removed, "removal").await {
-                Ok(()) | Err(RuntimeError::NotFound(_)) => return,
+                Ok(()) | Err(RuntimeError::NotFound(_)) => break,
                 Err(error) => {
                     tracing::warn!(kernel = %self.kernel, %container, attempt, "{error}");
+                    if attempt == REMOVE_TRIES || begin.elapsed() > REMOVE_LIMIT {
+                        return Err(error);
+                    }
                 }
             }
             tokio::time::sleep(RETRY).await;
         }
+        Ok(())
     }
 }
 
@@ -290,7 +356,7 @@ fn answer(commands: Vec<Command>, stats: Option<KernelStats>, kernel: &KernelId)
     for command in commands {
         match command {
             Command::Destroy { reply, .. } => {
-                let _ = reply.send(stats);
+                let _ = reply.send(Ok(stats));
             }
             Command::Restart { reply, .. } => {
                 let _ = reply.send(Err(AgentError::UnknownKernel(kernel.clone())));
@@ -311,12 +377,14 @@ fn with_held(config: &KernelConfig, held: &Held) -> KernelConfig {
 
 /// Waits until the container is over, however often the engine has to be asked.
 async fn ended(parts: &Parts, container: &ContainerId) {
+    let mut pause = RETRY;
     loop {
         match parts.runtime.wait(container).await {
             Ok(_) | Err(RuntimeError::NotFound(_)) => return,
             Err(error) => {
                 tracing::warn!(%container, "cannot wait for its end: {error}");
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_RETRY);
             }
         }
     }

@@ -11,6 +11,14 @@ use backendai_agent::runtime::fake::{Failure, Verb};
 
 use crate::node::{TestNode, config, id, result, stdout};
 
+/// A request for all that the node has.
+fn everything() -> KernelConfig {
+    KernelConfig {
+        slots: crate::node::slots("4", "1048576"),
+        ..config()
+    }
+}
+
 async fn restart(node: &TestNode, kernel: &str) -> Result<Created, AgentError> {
     let request = Request::RestartKernel {
         kernel: id(kernel),
@@ -114,13 +122,64 @@ async fn a_container_that_could_not_be_removed_is_removed_by_reconciliation() {
     node.create("k1").await;
     node.events();
     for _ in 0..3 {
-        node.runtime.fail_next(Verb::Remove, Failure::Unavailable);
+        node.runtime.fail_next(Verb::Remove, Failure::Engine);
     }
     node.destroy("k1").await.expect("destroyed");
     assert_eq!(node.runtime.containers().len(), 1);
     tokio::time::sleep(Duration::from_secs(20)).await;
     node.assert_nothing_held();
     assert_eq!(node.events(), ["terminated k1 user-requested"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_holds_what_it_has_until_its_engine_says_that_it_is_gone() {
+    for failure in [Failure::Unavailable, Failure::Hang] {
+        let mut node = TestNode::new().await;
+        node.create("k1").await;
+        node.events();
+        for _ in 0..9 {
+            node.runtime.fail_next(Verb::Remove, failure);
+        }
+        for _ in 0..2 {
+            let error = node.destroy("k1").await.expect_err("the engine is away");
+            assert!(error.to_string().contains("unreachable"), "{error}");
+            let full = node.try_create("k2", everything()).await;
+            assert!(full.is_err(), "its amounts are given back too early");
+        }
+        assert_eq!(node.events(), ["preparing k2", "creating k2"].repeat(2));
+        assert_eq!(node.next_event().await, "terminated k1 user-requested");
+        node.assert_nothing_held();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_that_could_not_be_ended_is_found_by_the_next_agent() {
+    let mut node = TestNode::new().await;
+    node.create("k1").await;
+    node.runtime.fail_next(Verb::Kill, Failure::Unavailable);
+    for _ in 0..3 {
+        node.runtime.fail_next(Verb::Remove, Failure::Unavailable);
+    }
+    node.destroy("k1").await.expect_err("the engine is away");
+    node.restart_agent().await;
+    assert_eq!(node.agent.parts().registry.ids(), [id("k1")]);
+    node.destroy("k1").await.expect("destroyed");
+    node.assert_nothing_held();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_whose_engine_is_away_fails_and_makes_no_second_container() {
+    let mut node = TestNode::new().await;
+    node.create("k1").await;
+    node.events();
+    for _ in 0..4 {
+        node.runtime.fail_next(Verb::Remove, Failure::Unavailable);
+    }
+    let error = restart(&node, "k1").await.expect_err("the engine is away");
+    assert!(error.to_string().contains("unreachable"), "{error}");
+    assert!(node.runtime.containers().len() < 2);
+    assert_eq!(node.next_event().await, "terminated k1 restarting");
+    node.assert_nothing_held();
 }
 
 #[tokio::test(start_paused = true)]
