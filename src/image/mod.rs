@@ -4,6 +4,7 @@ mod admin;
 mod archive;
 mod bundle;
 mod compression;
+pub(crate) mod credentials;
 mod error;
 mod import;
 mod layout;

@@ -9,10 +9,12 @@ use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use oci_client::secrets::RegistryAuth as Secret;
 use oci_client::{Client, Reference, RegistryOperation};
 
-use super::{PullOptions, credentials};
+use super::PullOptions;
+use crate::image::credentials::{self, Credentials};
 use crate::image::error::{ImageError, Result};
 use crate::image::layout::{MAX_DOCUMENT, check_digest};
 use crate::image::reference::ImageRef;
+use crate::runtime::RegistryAuth;
 
 /// A registry that says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -54,14 +56,7 @@ impl Remote {
         };
         let text = name.to_string();
         let client = Client::try_from(config).map_err(|error| failed(&text, &text, error))?;
-        let auth = options
-            .auth
-            .clone()
-            .or_else(|| credentials::of_home(&registry));
-        let secret = match auth {
-            Some(auth) => Secret::Basic(auth.username, auth.password),
-            None => Secret::Anonymous,
-        };
+        let secret = secret(name, options.auth.as_ref()).await;
         let repository = name.pull_repository();
         let tag = name.tag().unwrap_or("latest").to_owned();
         let remote = Self {
@@ -150,6 +145,27 @@ impl Remote {
 
     fn failed(&self, what: &str, error: OciDistributionError) -> ImageError {
         failed(what, &self.name, error)
+    }
+}
+
+/// What the registry is told of its user: what was given, or else what `docker login` left.
+async fn secret(name: &ImageRef, given: Option<&RegistryAuth>) -> Secret {
+    let found = match given {
+        Some(auth) => Some(Credentials::Password(auth.clone())),
+        None => credentials::of_home(name).await,
+    };
+    match found {
+        Some(Credentials::Password(auth)) => Secret::Basic(auth.username, auth.password),
+        Some(Credentials::RegistryToken(token)) => Secret::Bearer(token),
+        Some(Credentials::IdentityToken(_)) => {
+            let registry = name.pull_registry();
+            tracing::warn!(
+                registry,
+                "an identity token is stored for the registry, which this engine cannot use; give user name and password"
+            );
+            Secret::Anonymous
+        }
+        None => Secret::Anonymous,
     }
 }
 

@@ -2,7 +2,6 @@
 
 mod blob;
 mod client;
-mod credentials;
 
 use std::collections::HashSet;
 
