@@ -124,6 +124,8 @@ pub enum HostProblem {
 const NAMES: &[&str] = &[
     "runtime",
     "runtime-endpoint",
+    "runtime-handler",
+    "snapshotter",
     "state-dir",
     "run-dir",
     "namespace",
@@ -184,6 +186,8 @@ impl Settings {
         }
         settings.give("runtime", options.runtime.clone());
         settings.give("runtime-endpoint", options.runtime_endpoint.clone());
+        settings.give("runtime-handler", options.runtime_handler.clone());
+        settings.give("snapshotter", options.snapshotter.clone());
         settings.give("state-dir", options.state_dir.clone());
         settings.give("run-dir", options.run_dir.clone());
         Ok(settings)
@@ -283,6 +287,8 @@ impl Settings {
                 |text| <RuntimeKind as clap::ValueEnum>::from_str(text, false).ok(),
             ),
             runtime_endpoint: self.text("runtime-endpoint"),
+            runtime_handler: self.text("runtime-handler"),
+            snapshotter: self.text("snapshotter"),
             state_dir: self.path("state-dir").map_or(state, absolute),
             run_dir: self.path("run-dir").map_or(run, absolute),
         }
@@ -326,7 +332,8 @@ impl Settings {
         }
     }
 
-    fn kernel(&mut self) -> KernelOptions {
+    /// What kernels are made with.
+    pub fn kernel(&mut self) -> KernelOptions {
         let wanted = "low-high, ports from 1 to 65535 with low below high, as in 30000-31000";
         let jail_args = self.jail_args.iter();
         let jail_args = jail_args.map(|arg| arg.trim().to_owned()).collect();
@@ -569,6 +576,10 @@ mod tests {
         let file = r#"
             namespace = "prod"
             agent-port = 7001
+            runtime = "containerd"
+            runtime-endpoint = "/run/c.sock"
+            runtime-handler = "crun"
+            snapshotter = "native"
             debug = true
             log-file-size = 0.5
             jail-arg = [" -x", "y "]
@@ -579,6 +590,11 @@ mod tests {
         let config = config(&ServeArgs::default(), file).expect("a configuration");
         assert_eq!(config.front.etcd.namespace, "prod");
         assert_eq!(config.front.agent_port, 7001);
+        assert_eq!(config.common.runtime, RuntimeKind::Containerd);
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(config.common.runtime_endpoint, text("/run/c.sock"));
+        assert_eq!(config.common.runtime_handler, text("crun"));
+        assert_eq!(config.common.snapshotter, text("native"));
         assert!(config.log.debug);
         assert_eq!(config.log.file_bytes, 512 << 10);
         assert_eq!(config.kernel.jail_args, ["-x", "y"]);

@@ -67,6 +67,7 @@ impl Machine {
             connect: runtime,
             krunner: "/nowhere".into(),
             folder: self.folder.path().join("run"),
+            listens: false,
         }
     }
 

@@ -4,6 +4,7 @@
 //! megabytes for its relocations and libcontainer's heap alone. `build.rs` of the agent builds it static and embeds it;
 //! the engine without a daemon (`src/backends/youki`) starts it in the monitor's process when the container runs.
 
+pub mod follow;
 pub mod log;
 mod watch;
 

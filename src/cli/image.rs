@@ -8,7 +8,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{CommonArgs, node};
+use super::{CommonArgs, node, pair};
 use crate::image::{ImageAdmin, ImportOptions, Platform, PullOptions};
 use crate::runtime::{ImageInfo, RegistryAuth};
 
@@ -234,13 +234,6 @@ fn to_json(image: &ImageInfo) -> Value {
 fn mebibytes(bytes: u64) -> f64 {
     let kibibytes = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
     f64::from(kibibytes) / 1024.0
-}
-
-fn pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("it is not KEY=VALUE".to_owned()),
-    }
 }
 
 async fn blocking<T: Send + 'static>(

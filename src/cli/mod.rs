@@ -1,18 +1,24 @@
 //! The command line: one file for each subcommand. `serve` is the default.
 
 pub mod daemon;
+pub mod exec;
 pub mod image;
+pub mod inspect;
+pub mod kernels;
+pub mod logs;
 mod node;
+pub mod ps;
 pub mod run;
 pub mod serve;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 pub use crate::backends::RuntimeKind;
-use crate::config::{Complaints, Settings};
+use crate::config::{Complaints, KernelOptions, Settings};
 
 /// A node agent for Backend.AI: runs computing sessions in OCI containers.
 #[derive(Debug, Parser)]
@@ -41,7 +47,15 @@ pub enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Run code in a new kernel on this machine, with no manager.
     Run(Box<run::RunArgs>),
-    /// Import, pull, list and remove images of engines without a store of their own.
+    /// List the kernels on this node.
+    Ps(ps::PsArgs),
+    /// Show all that is known of one kernel, as JSON.
+    Inspect(inspect::InspectArgs),
+    /// Print what a kernel's container wrote to standard output and error.
+    Logs(logs::LogsArgs),
+    /// Run a program in a kernel's container.
+    Exec(exec::ExecArgs),
+    /// Import, pull, list and remove the engine's images.
     Image(image::ImageArgs),
 }
 
@@ -51,14 +65,25 @@ pub struct CommonOptions {
     /// Container engine: docker, containerd or youki [default: youki]
     #[arg(long, env = "BACKEND_RUNTIME", global = true)]
     pub runtime: Option<String>,
-    /// Socket of the container engine [default: the engine's own]
+    /// Socket of the engine's daemon: a path, unix://PATH, or for docker tcp://HOST:PORT [default: the engine's own]
     #[arg(
         long,
-        value_name = "PATH",
+        value_name = "SOCKET",
         env = "BACKEND_RUNTIME_ENDPOINT",
         global = true
     )]
     pub runtime_endpoint: Option<String>,
+    /// What runs containers below containerd: runc, crun, youki, runsc, a program's path, or a shim's name [default: runc]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "BACKEND_RUNTIME_HANDLER",
+        global = true
+    )]
+    pub runtime_handler: Option<String>,
+    /// Snapshotter of containerd: overlayfs, native, or any other that it has [default: overlayfs]
+    #[arg(long, value_name = "NAME", env = "BACKEND_SNAPSHOTTER", global = true)]
+    pub snapshotter: Option<String>,
     /// Folder for images, snapshots and the krunner layer [default: /var/lib/backendai-agent]
     #[arg(long, value_name = "PATH", env = "BACKEND_STATE_DIR", global = true)]
     pub state_dir: Option<String>,
@@ -77,6 +102,10 @@ pub struct CommonArgs {
     pub runtime: RuntimeKind,
     /// Socket of the container engine; `None` is the engine's own.
     pub runtime_endpoint: Option<String>,
+    /// What runs containers below the engine; `None` is the engine's default.
+    pub runtime_handler: Option<String>,
+    /// The engine's snapshotter; `None` is the engine's default.
+    pub snapshotter: Option<String>,
     /// Folder for images, snapshots and the krunner layer.
     pub state_dir: PathBuf,
     /// Folder for sockets and monitors.
@@ -88,17 +117,29 @@ pub struct CommonArgs {
 /// # Errors
 /// Whatever ended the command; `main` prints it and exits with 1.
 pub async fn main(cli: Cli) -> anyhow::Result<ExitCode> {
+    match Box::pin(dispatch(cli)).await {
+        Err(error) => error.downcast().map(|complaints| usage(&complaints)),
+        ended => ended,
+    }
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    let options = &cli.common;
     match cli.command {
-        None => serve::main(cli.serve, &cli.common).await,
-        Some(Command::Serve(args)) => serve::main(*args, &cli.common).await,
-        Some(Command::Run(args)) => match common(&cli.common) {
-            Ok(common) => run::main(*args, common).await,
-            Err(complaints) => Ok(usage(&complaints)),
-        },
-        Some(Command::Image(args)) => match common(&cli.common) {
-            Ok(common) => image::main(args, common).await,
-            Err(complaints) => Ok(usage(&complaints)),
-        },
+        None => serve::main(cli.serve, options).await,
+        Some(Command::Serve(args)) => serve::main(*args, options).await,
+        Some(Command::Run(args)) => run::main(*args, common(options)?).await,
+        Some(Command::Ps(args)) => {
+            let (common, kernel) = with_kernels(options, [("scratch-root", &args.scratch_root)])?;
+            ps::main(&args, &common, kernel.scratch_root).await
+        }
+        Some(Command::Inspect(args)) => {
+            let (common, kernel) = with_kernels(options, [("scratch-root", &args.scratch_root)])?;
+            inspect::main(&args, &common, kernel.scratch_root).await
+        }
+        Some(Command::Logs(args)) => logs::main(args, &common(options)?).await,
+        Some(Command::Exec(args)) => exec::main(args, &common(options)?).await,
+        Some(Command::Image(args)) => image::main(args, common(options)?).await,
     }
 }
 
@@ -108,10 +149,45 @@ fn common(options: &CommonOptions) -> Result<CommonArgs, Complaints> {
     settings.finish(common)
 }
 
+/// For commands that look at kernels too: with those options of `serve` that they take.
+fn with_kernels<'a>(
+    options: &CommonOptions,
+    given: impl IntoIterator<Item = (&'a str, &'a Option<String>)>,
+) -> Result<(CommonArgs, KernelOptions), Complaints> {
+    let mut settings = Settings::load(options)?;
+    for (name, value) in given {
+        settings.give(name, value.clone());
+    }
+    let found = (settings.common(), settings.kernel());
+    settings.finish(found)
+}
+
 /// Prints what is wrong with the options; exit status 2.
 fn usage(complaints: &Complaints) -> ExitCode {
     for complaint in &complaints.0 {
         eprintln!("backendai-agent: {complaint}");
     }
     ExitCode::from(2)
+}
+
+/// Prints a text to standard output; a reader that has gone away is no failure.
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    write(&mut io::stdout(), text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes bytes at once; false when nobody reads any more.
+fn write(to: &mut (impl Write + ?Sized), bytes: &[u8]) -> io::Result<bool> {
+    match to.write_all(bytes).and_then(|()| to.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+/// A text `NAME=VALUE`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it is not NAME=VALUE".to_owned()),
+    }
 }

@@ -54,6 +54,8 @@ fn engine_config(common: &CommonArgs) -> EngineConfig {
         state_dir: common.state_dir.clone(),
         run_dir: common.run_dir.clone(),
         endpoint: common.runtime_endpoint.clone(),
+        snapshotter: common.snapshotter.clone(),
+        handler: common.runtime_handler.clone(),
         ..EngineConfig::default()
     }
 }

@@ -24,6 +24,11 @@ use crate::kernel::runner::link::Connect;
 use crate::kernel::runner::zmq::ZmqConnect;
 use crate::runtime::{ContainerRuntime, ImageStore};
 
+/// Name of the folder of runs in the state folder.
+pub const FOLDER: &str = "runs";
+/// Name of the folder of scratch folders in a run's folder, which is called as its kernel.
+pub const SCRATCH: &str = "scratch";
+
 /// Run code in a new kernel.
 ///
 /// Without CODE, FILE or CMD the code is read from standard input. Files are copied into the kernel's work folder; the
@@ -82,6 +87,8 @@ pub struct Place {
     pub krunner: PathBuf,
     /// Folder below which the run keeps its files.
     pub folder: PathBuf,
+    /// Whether the engine listens on forwarded host ports itself.
+    pub listens: bool,
 }
 
 /// Runs the command.
@@ -149,6 +156,7 @@ async fn open(common: &CommonArgs) -> anyhow::Result<Place> {
         connect: Arc::new(ZmqConnect),
         krunner: node::krunner(&common.state_dir).await?,
         // Not in the run folder, which is usually memory: the code may write much.
-        folder: common.state_dir.join("runs"),
+        folder: common.state_dir.join(FOLDER),
+        listens: engine.listens,
     })
 }

@@ -147,6 +147,13 @@ impl ResourceSpec {
         Ok(spec)
     }
 
+    /// The slots that a text asks for, whatever else is in it; `None` where it does not say.
+    #[must_use]
+    pub fn slots_of(text: &str) -> Option<SlotAmounts> {
+        let line = text.lines().find_map(|line| line.strip_prefix("SLOTS="))?;
+        parse_slots(line).ok()
+    }
+
     fn add_shares(
         &mut self,
         slot: &str,
@@ -286,6 +293,14 @@ mod tests {
         assert_eq!(spec.to_text(&node()), EXAMPLE);
         assert_eq!(spec.idle_timeout, 3600);
         assert!(!spec.mounts[0].read_only);
+    }
+
+    #[test]
+    fn the_slots_are_read_also_from_a_text_that_is_damaged_elsewhere() {
+        let wanted = ResourceSpec::parse(EXAMPLE, &node()).expect("the original's text");
+        let damaged = EXAMPLE.replace("SCRATCH_SIZE=0m", "oops");
+        assert_eq!(ResourceSpec::slots_of(&damaged), Some(wanted.slots));
+        assert_eq!(ResourceSpec::slots_of("SLOTS=oops\n"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod check;
 pub mod fake;
+pub mod log;
 pub mod names;
 pub mod network;
 pub mod oci;
@@ -18,7 +19,9 @@ mod status;
 use std::fmt;
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 
+pub use self::log::LogPart;
 pub use self::spec::{
     ContainerSpec, DEFAULT_CAPABILITIES, DeviceNode, ExecSpec, LABEL_AGENT_ID, LABEL_KERNEL_ID,
     LABEL_OWNER, LabelMap, Limits, Mount, MountKind, NetworkMode, OWNER, PortBinding, Seccomp,
@@ -110,6 +113,13 @@ pub trait ContainerRuntime: Send + Sync + fmt::Debug {
 
     /// The last `limit` bytes of standard output and error, in order of arrival.
     async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>>;
+
+    /// Sends the last `tail` bytes of the log, be it none, as the first part, then what is written until the container
+    /// ends or is removed, or `to` is closed. Cancel-safe. Nothing is lost or doubled; where an engine lets go of a log
+    /// before it is read there is a [`LogPart::Gap`]. An engine that can tell where it is in a log overrides this.
+    async fn follow(&self, id: &ContainerId, tail: usize, to: mpsc::Sender<LogPart>) -> Result<()> {
+        log::poll(self, id, tail, to).await
+    }
 
     /// Runs a program in the container and collects its output, within `spec.time_limit`.
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput>;

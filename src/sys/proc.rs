@@ -46,6 +46,16 @@ impl Proc {
         rest.split_whitespace().nth(19)?.parse().ok()
     }
 
+    /// When a process began, in seconds since 1970. Absent when there is no such process.
+    #[must_use]
+    pub fn started_at(&self, pid: Pid) -> Option<u64> {
+        let ticks = self.start_time(pid)?;
+        let stat = self.read("stat").ok()?;
+        let boot = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+        let boot: u64 = boot.trim().parse().ok()?;
+        Some(boot + ticks / rustix::param::clock_ticks_per_second())
+    }
+
     /// The pid on the host of the process that is `inner` in the pid namespace of the process `member`.
     ///
     /// # Errors
@@ -172,6 +182,15 @@ mod tests {
         let (_root, proc) = proc(&[("7/stat", stat)]);
         assert_eq!(proc.start_time(7), Some(4242));
         assert_eq!(proc.start_time(8), None);
+    }
+
+    #[test]
+    fn the_time_of_a_start_is_counted_from_that_of_the_boot() {
+        let ticks = 3 * rustix::param::clock_ticks_per_second();
+        let process = format!("7 (x) S {}{ticks}", "1 ".repeat(18));
+        let (_root, proc) = proc(&[("7/stat", &process), ("stat", "cpu 1\nbtime 1000\n")]);
+        assert_eq!(proc.started_at(7), Some(1003));
+        assert_eq!(proc.started_at(8), None);
     }
 
     #[test]

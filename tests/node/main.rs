@@ -6,6 +6,7 @@ mod disturb;
 mod input;
 mod inside;
 mod leftovers;
+mod operator;
 mod options;
 mod stop;
 mod support;

@@ -22,14 +22,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 use self::record::Folder;
 use super::EngineConfig;
 use crate::runtime::check;
+use crate::runtime::log::follow_files;
 use crate::runtime::network::{Network, NetworkConfig};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
-    ExitStatus, Pid, Result, RuntimeError, RuntimeInfo,
+    ExitStatus, LogPart, Pid, Result, RuntimeError, RuntimeInfo,
 };
 use crate::sys::program::ReadOnlyProgram;
 
@@ -233,6 +235,16 @@ impl ContainerRuntime for Youki {
             inner.logs(&id, limit)
         })
         .await
+    }
+
+    async fn follow(&self, id: &ContainerId, tail: usize, to: mpsc::Sender<LogPart>) -> Result<()> {
+        let known = id.clone();
+        let folder = self
+            .blocking(format!("reading the log of container {id}"), move |inner| {
+                Ok(inner.known(&known)?.1.state)
+            })
+            .await?;
+        follow_files(folder, tail, self.wait(id), to).await
     }
 
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {

@@ -10,7 +10,7 @@ use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 
-use super::{Place, RunArgs, user};
+use super::{Place, RunArgs, SCRATCH, user};
 use crate::agent::event::Event;
 use crate::agent::request::{KernelConfig, KernelId, Reply, Request, VfolderMount};
 use crate::agent::{Agent, AgentConfig};
@@ -91,11 +91,11 @@ impl Session {
             kernel_host: "127.0.0.1".to_owned(),
             runner_host: "127.0.0.1".to_owned(),
             port_range: PORTS,
-            scratch_root: folder.join("scratch"),
+            scratch_root: folder.join(SCRATCH),
             scratch_in_memory: false,
             devices: vec![Box::new(Cpu::detect()?), Box::new(Memory::detect())],
             keep_containers: false,
-            engine_listens: false,
+            engine_listens: place.listens,
             runtime: Arc::clone(&place.runtime),
             images: Arc::clone(&place.images),
             connect: Arc::clone(&place.connect),
@@ -242,7 +242,7 @@ fn make_folder(folder: &Path) -> io::Result<File> {
     fs::create_dir_all(folder)?;
     let lock = File::create(folder.join(LOCK))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-    fs::create_dir(folder.join("scratch"))?;
+    fs::create_dir(folder.join(SCRATCH))?;
     fs::create_dir_all(folder.join("mounts").join("local"))?;
     Ok(lock)
 }

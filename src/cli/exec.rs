@@ -1,0 +1,90 @@
+//! `backendai-agent exec`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{CommonArgs, kernels, node, pair};
+use crate::runtime::{ContainerRuntime, ContainerState, ExecOutput, ExecSpec};
+
+/// Run a program in a kernel's container, and end with its exit status.
+///
+/// Its output is shown when it has ended, at most 16 MiB of each stream. It gets no input. Options come before KERNEL,
+/// the program after `--`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ExecArgs {
+    /// Id of a kernel or a container, or its beginning
+    #[arg(value_name = "KERNEL")]
+    pub name: String,
+    /// User id inside, and group id; the group is that of the same number when absent
+    #[arg(long, value_name = "UID[:GID]", default_value = "0:0", value_parser = user)]
+    pub user: (u32, u32),
+    /// Working folder inside
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub workdir: PathBuf,
+    /// Environment variable beside those of the container; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// Kill the program after this many seconds; the exit status is 1 then
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
+    /// Program and arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no such kernel, it does not run, or the engine does not answer.
+pub async fn main(args: ExecArgs, common: &CommonArgs) -> anyhow::Result<ExitCode> {
+    let runtime = node::open_engine(common).await?.runtime;
+    let output = exec(args, &*runtime).await?;
+    super::write(&mut std::io::stdout(), &output.stdout)?;
+    super::write(&mut std::io::stderr(), &output.stderr)?;
+    // What does not fit into a status is a failure all the same.
+    Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(1)))
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// When there is no such kernel, it does not run, or the engine does not answer.
+pub async fn exec(args: ExecArgs, runtime: &dyn ContainerRuntime) -> anyhow::Result<ExecOutput> {
+    let container = kernels::find(runtime, &args.name).await?;
+    anyhow::ensure!(
+        container.state == ContainerState::Running,
+        "container {} does not run; `backendai-agent ps` lists those that do",
+        kernels::short(&container.id.0)
+    );
+    let spec = ExecSpec {
+        args: args.command,
+        env: args.env,
+        cwd: args.workdir,
+        user: args.user,
+        time_limit: Duration::from_secs(args.timeout),
+    };
+    Ok(runtime.exec(&container.id, &spec).await?)
+}
+
+fn user(text: &str) -> Result<(u32, u32), String> {
+    let (uid, gid) = text.split_once(':').unwrap_or((text, text));
+    match (uid.parse(), gid.parse()) {
+        (Ok(uid), Ok(gid)) => Ok((uid, gid)),
+        _ => Err("it is not UID or UID:GID, in numbers".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_one_number_or_two() {
+        assert_eq!(user("5"), Ok((5, 5)));
+        assert_eq!(user("5:6"), Ok((5, 6)));
+        for bad in ["", "me", "5:", ":5", "5:6:7", "-1"] {
+            assert!(user(bad).is_err(), "{bad}");
+        }
+    }
+}

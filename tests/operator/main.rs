@@ -1,0 +1,3 @@
+//! The operator's commands on the engine in memory.
+
+mod commands;
