@@ -244,8 +244,20 @@ fn serve_may_be_named_and_other_commands_take_the_common_options() {
     assert!(stderr(&named).contains("/no/such"));
     let env = [("BACKEND_SCRATCH_ROOT", "/no/such")];
     assert!(stderr(&agent(&["serve"], &env)).contains("/no/such"));
-    for command in [&["run", "-c", "1"][..], &["image", "ls"]] {
-        let wrong = agent(&[command, &["--runtime=lxc"]].concat(), &[]);
+    for command in [
+        &["run", "-c", "1"][..],
+        &["image", "ls"],
+        &["ps"],
+        &["inspect", "k"],
+        &["logs", "k"],
+        &["exec", "k"],
+    ] {
+        let mut args = [command, &["--runtime=lxc", "--snapshotter=native"]].concat();
+        args.push("--runtime-handler=crun");
+        if command[0] == "exec" {
+            args.extend(["--", "true"]);
+        }
+        let wrong = agent(&args, &[]);
         assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
         assert!(stderr(&wrong).contains("--runtime:"));
     }
