@@ -11,7 +11,7 @@ import stack
 
 def processes(running):
     """The agent's descendants and the orphans it left: all of this program's that are not services of the stack."""
-    known = {process.pid for process in running.services + [running.manager, running.agent] if process}
+    known = {process.pid for process in running.services + [running.manager, running.agent] if process} | set(running.engine.pids())
     with_children = set(known)
     for pid in known - {running.agent.pid if running.agent else 0}:
         with_children |= set(stack.descendants(pid))
@@ -21,6 +21,13 @@ def processes(running):
 def mounts(running):
     with open('/proc/self/mountinfo') as stream:
         return [line.split()[4] for line in stream if running.folder in line]
+
+
+class Before:
+    """The machine before the agent: what the daemon of an engine made by its start is not the agent's."""
+
+    def __init__(self, running):
+        self.mounts, self.network = mounts(running), network_snapshot()
 
 
 def cgroups(ids):
@@ -46,6 +53,8 @@ def network_snapshot():
         kind, value = next(iter(item.items()))
         if kind != 'metainfo':
             value.pop('handle', None)
+            if 'expr' in value:
+                value['expr'] = [part for part in value['expr'] if 'counter' not in part]
             rules.add('nft {} {}'.format(kind, json.dumps(value, sort_keys=True)))
     return links | spaces | rules
 
@@ -72,14 +81,14 @@ def look(running):
     """Everything that is left, one text for each thing; empty when nothing is."""
     ids = re.findall(r'\b(?:[0-9a-f-]{36}|[0-9a-f]{64})\b', running.sql('select id, container_id from kernels'))
     left = ['process ' + command for command in processes(running)]
-    left += ['mount ' + path for path in mounts(running)]
+    left += ['mount ' + path for path in mounts(running) if path not in running.before.mounts]
     left += ['cgroup ' + path for path in cgroups(ids)]
-    left += sorted(network_snapshot() - running.network_before)
+    left += sorted(network_snapshot() - running.before.network)
     for name in ('scratch', 'run', 'state'):
         left += ['{} {}'.format(name, path) for base, folders, _ in os.walk(running.path(name))
                  for path in (os.path.join(base, folder) for folder in folders) if any(item in os.path.basename(path) for item in ids)]
     left += ['file in scratch ' + name for name in os.listdir(running.path('scratch'))]
-    return left
+    return left + running.engine.leftovers()
 
 
 def wait_for_nothing(running, seconds):

@@ -127,7 +127,7 @@ class Process:
 class Stack:
     """etcd, Redis, PostgreSQL, a registry, the manager and the agent. `up()` starts all but the agent."""
 
-    def __init__(self, folder, logs, manager_venv, agent_binary):
+    def __init__(self, folder, logs, manager_venv, agent_binary, engine):
         self.folder, self.logs, self.agent_binary = folder, logs, agent_binary
         self.python = os.path.join(manager_venv, 'bin', 'python')
         (self.etcd_port, self.etcd_peer_port, self.redis_port, self.pg_port, self.registry_port, self.api_port,
@@ -136,7 +136,6 @@ class Stack:
         self.registry_url = 'http://127.0.0.1:{}'.format(self.registry_port)
         self.api_url = 'http://127.0.0.1:{}'.format(self.api_port)
         self.services, self.manager, self.agent = [], None, None
-        self.network_before = residue.network_snapshot()
         self.pg_user = None if os.geteuid() else 'postgres'
         self.pg_bin = sorted(glob.glob('/usr/lib/postgresql/*/bin'))[-1]
         self.env = dict(
@@ -149,6 +148,8 @@ class Stack:
         for name in ('home', 'redis', 'registry', 'pg', 'etcd', 'scratch', 'state', 'run', 'vfroot/local'):
             os.makedirs(self.path(name))
         os.chmod(folder, 0o711)
+        self.engine = engine(self)
+        self.before = None
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def path(self, *names):
@@ -190,6 +191,11 @@ class Stack:
         self._ready(redis, 30, lambda: self.redis('ping') == 'PONG')
         self._ready(docker_registry, 30, lambda: urllib.request.urlopen(self.registry_url + '/v2/', timeout=2))
         self._ready(postgres, 60, lambda: self.sql('select 1', database='postgres') == '1')
+
+    def start_engine(self):
+        """Starts the engine's daemon. What the machine holds from then on without an agent is nobody's residue."""
+        self.engine.start()
+        self.before = residue.Before(self)
 
     def _postgres(self):
         data = self.path('pg', 'data')
@@ -261,7 +267,7 @@ class Stack:
                 '--agent-host-override', '127.0.0.1', '--kernel-host-override', '127.0.0.1', '--agent-port', str(self.agent_port),
                 '--container-port-range', '{}-{}'.format(self.pool_first, self.pool_first + 99),
                 '--scratch-root', self.path('scratch'), '--kernel-uid', '1000',
-                '--state-dir', self.path('state'), '--run-dir', self.path('run')]
+                '--state-dir', self.path('state'), '--run-dir', self.path('run')] + self.engine.agent_options()
 
     def start_agent(self):
         """Starts the agent under test; its own test of readiness is the manager's view of it."""
@@ -278,6 +284,7 @@ class Stack:
             self.agent.stop(signal.SIGTERM, 20)
         if self.manager:
             self.manager.stop(signal.SIGINT, 15, group=True)
+        self.engine.down()
         for process in reversed(self.services):
             process.stop(signal.SIGINT if process.name == 'postgres' else signal.SIGTERM, 10)
         for _ in range(50):
