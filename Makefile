@@ -1,6 +1,6 @@
 # The commands of the repository. Each installs what it lacks (apt, cargo, pip), says so, and keeps it.
 # What they keep outside target/ is in ~/.cache/backendai-agent, which may be removed at any time.
-.PHONY: help demo check test bench clean-cache
+.PHONY: help demo check test bench krunner-layer clean-cache
 RUNTIME ?= youki
 
 help: ## this list
@@ -17,6 +17,9 @@ test: ## everything: unit and integration tests, the real 19.03.3 manager, the v
 
 bench: ## measure; writes target/bench.json and a table
 	@scripts/bench.sh
+
+krunner-layer: ## the runner inside kernels as an OCI image layout: make krunner-layer [OUT=target/krunner-layer]
+	@scripts/krunner-layer.sh $(OUT)
 
 clean-cache: ## remove what the commands keep outside target/
 	rm -rf "$${BACKENDAI_CACHE:-$$HOME/.cache/backendai-agent}"

@@ -9,7 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::{CommonArgs, node, pair};
-use crate::image::{ImageAdmin, ImportOptions, Platform, PullOptions};
+use crate::image::{
+    self, Bundle, ImageAdmin, ImageError, ImportOptions, Platform, PullOptions, PushOptions,
+};
 use crate::runtime::{ImageInfo, RegistryAuth};
 
 /// Manage images.
@@ -26,6 +28,8 @@ enum ImageCommand {
     Import(Box<ImportArgs>),
     /// Fetch an image from its registry
     Pull(PullArgs),
+    /// Send an image to a registry: an archive or OCI folder, or one that the engine can give
+    Push(PushArgs),
     /// List the images
     Ls(ListArgs),
     /// Remove images by name or id
@@ -65,6 +69,34 @@ struct ImportArgs {
 struct PullArgs {
     /// Name of the image, such as registry/repository:tag or repository@sha256:…
     name: String,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// Platform to choose where the registry has several [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct PushArgs {
+    /// Archive or folder that image import takes, or the name of an image
+    #[arg(value_name = "PATH|NAME")]
+    source: String,
+    /// Where it goes, such as registry/repository:tag
+    #[arg(value_name = "REF")]
+    to: String,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a registry is talked to.
+#[derive(Clone, Debug, clap::Args)]
+struct RegistryArgs {
     /// User name at the registry [default: what docker login left]
     #[arg(long, requires = "password_stdin")]
     username: Option<String>,
@@ -74,12 +106,19 @@ struct PullArgs {
     /// Talk to the registry without TLS; on loopback that is always so
     #[arg(long)]
     plain_http: bool,
-    /// Platform to choose where the registry has several [default: this machine's]
-    #[arg(long, value_name = "OS/ARCH")]
-    platform: Option<Platform>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+}
+
+impl RegistryArgs {
+    /// The credentials that were given.
+    async fn auth(&self) -> anyhow::Result<Option<RegistryAuth>> {
+        let Some(username) = self.username.clone() else {
+            return Ok(None);
+        };
+        let password = blocking(|| std::io::read_to_string(std::io::stdin())).await?;
+        let password = password.context("cannot read the password from standard input")?;
+        let password = password.trim_end_matches(['\r', '\n']).to_owned();
+        Ok(Some(RegistryAuth { username, password }))
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -104,8 +143,13 @@ struct RemoveArgs {
 /// # Errors
 /// Whatever ended it.
 pub async fn main(args: ImageArgs, common: CommonArgs) -> anyhow::Result<ExitCode> {
+    if let ImageCommand::Push(args) = args.command {
+        push(args, &common).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let store = &*node::open_images(&common).await?;
     match args.command {
+        ImageCommand::Push(_) => {}
         ImageCommand::Import(args) => import(store, *args).await?,
         ImageCommand::Pull(args) => pull(store, args).await?,
         ImageCommand::Ls(args) => list(store, &args).await?,
@@ -125,6 +169,7 @@ async fn import(store: &dyn ImageAdmin, args: ImportArgs) -> anyhow::Result<()> 
         command: args.cmd,
         workdir: args.workdir,
         user: args.user,
+        volumes: Vec::new(),
         architecture: args.arch,
     };
     let images = store
@@ -137,24 +182,51 @@ async fn import(store: &dyn ImageAdmin, args: ImportArgs) -> anyhow::Result<()> 
 }
 
 async fn pull(store: &dyn ImageAdmin, args: PullArgs) -> anyhow::Result<()> {
-    let auth = match args.username {
-        Some(username) => {
-            let password = blocking(|| std::io::read_to_string(std::io::stdin())).await?;
-            let password = password.context("cannot read the password from standard input")?;
-            let password = password.trim_end_matches(['\r', '\n']).to_owned();
-            Some(RegistryAuth { username, password })
-        }
-        None => None,
-    };
     let options = PullOptions {
-        auth,
-        plain_http: args.plain_http,
+        auth: args.registry.auth().await?,
+        plain_http: args.registry.plain_http,
         platform: args.platform.unwrap_or_default(),
         progress: progress()?,
     };
     let pulled = store.pull_with(&args.name, &options).await;
     options.progress.finish_and_clear();
     print(&pulled?, args.json);
+    Ok(())
+}
+
+/// A file or folder needs no engine.
+async fn push(args: PushArgs, common: &CommonArgs) -> anyhow::Result<()> {
+    let path = PathBuf::from(&args.source);
+    let scratch = common.state_dir.join("tmp");
+    if args.source == "-" && args.registry.password_stdin {
+        anyhow::bail!("standard input is the archive or the password, not both");
+    }
+    if args.source != "-" && !path.exists() {
+        let image = args.source;
+        let images = node::open_images(common).await?;
+        images.inspect(&image).await?;
+        let why = "its layers are unpacked and their archives not kept; push the archive or OCI folder that it was made of".to_owned();
+        return Err(ImageError::NothingToPush { image, why }.into());
+    }
+    let name = args.to.clone();
+    let open = move || Bundle::open(&path, Some(&name), &ImportOptions::default(), &scratch);
+    let bundle = blocking(open).await??;
+    let options = PushOptions {
+        auth: args.registry.auth().await?,
+        plain_http: args.registry.plain_http,
+        progress: progress()?,
+    };
+    let pushed = image::push(&bundle, &args.to, &options).await;
+    options.progress.finish_and_clear();
+    let pushed = pushed?;
+    if args.json {
+        println!(
+            "{}",
+            json!({ "name": pushed.name, "digest": pushed.digest, "sent": pushed.sent })
+        );
+    } else {
+        println!("{} {}", pushed.digest, pushed.name);
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ pub mod exec;
 pub mod image;
 pub mod inspect;
 pub mod kernels;
+pub mod krunner;
 pub mod logs;
 mod node;
 pub mod ps;
@@ -55,8 +56,10 @@ pub enum Command {
     Logs(logs::LogsArgs),
     /// Run a program in a kernel's container.
     Exec(exec::ExecArgs),
-    /// Import, pull, list and remove the engine's images.
+    /// Import, pull, push, list and remove images.
     Image(image::ImageArgs),
+    /// Hand on the runner that works inside kernels.
+    Krunner(krunner::KrunnerArgs),
 }
 
 /// Options that every subcommand takes, as they are given.
@@ -140,6 +143,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Logs(args)) => logs::main(args, &common(options)?).await,
         Some(Command::Exec(args)) => exec::main(args, &common(options)?).await,
         Some(Command::Image(args)) => image::main(args, common(options)?).await,
+        Some(Command::Krunner(args)) => krunner::main(args).await,
     }
 }
 

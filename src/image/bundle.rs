@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Descriptor, MediaType};
@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::error::{ImageError, Result};
 use super::import::{self, Destination, ImportOptions};
 use super::layout::{Temporary, digest_of, parse_config, parse_manifest, same_diff_id};
-use super::reference::digest_hex;
+use super::reference::{ImageRef, digest_hex};
 use super::unpack::{Limits, Unpacked, survey};
 use super::{Added, NAME};
 
@@ -90,6 +90,45 @@ impl Bundle {
         writer.finish(&added)
     }
 
+    /// Like [`Bundle::open`] of a root file system's tar that is at hand.
+    ///
+    /// # Errors
+    /// As [`Bundle::open`].
+    pub fn of_tar(
+        tar: impl Read,
+        name: &str,
+        options: &ImportOptions,
+        scratch: &Path,
+    ) -> Result<Self> {
+        let parsed = ImageRef::parse(name)?;
+        let writer = Writer::new(Folder::make(scratch)?)?;
+        let added = import::rootfs(&writer, name, tar, &parsed, options)?;
+        writer.finish(&[added])
+    }
+
+    /// Keeps the layout as a folder of this name, which must be absent or empty. Blocks.
+    ///
+    /// # Errors
+    /// [`ImageError::NotEmpty`], [`ImageError::Io`] when it cannot be moved there, as between file systems.
+    pub fn keep(self, to: &Path) -> Result<()> {
+        let from = &self.folder.path;
+        let moving = || ImageError::io(format!("write {}", to.display()));
+        fs::set_permissions(from, fs::Permissions::from_mode(0o755)).map_err(moving())?;
+        match fs::rename(from, to) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty
+                        | io::ErrorKind::AlreadyExists
+                        | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Err(ImageError::NotEmpty(to.display().to_string()))
+            }
+            other => other.map_err(moving()),
+        }
+    }
+
     /// Its images.
     #[must_use]
     pub fn images(&self) -> &[BundledImage] {
@@ -131,7 +170,9 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
+        if let Err(error) = fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a temporary folder of images");
         }
     }

@@ -149,6 +149,26 @@ pub enum ImageError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The registry did not take it.
+    #[error("cannot push {what}")]
+    NotPushed {
+        /// The blob or manifest, and where to.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What is to be pushed is not a file, and the engine has nothing to push of it.
+    #[error("{image} cannot be pushed: {why}")]
+    NothingToPush {
+        /// The image.
+        image: String,
+        /// What is missing, and the remedy.
+        why: String,
+    },
+    /// A folder that is to be written is in use.
+    #[error("{0} is there already and not empty; remove it or name another")]
+    NotEmpty(String),
     /// The file system said no.
     #[error("cannot {action}")]
     Io {

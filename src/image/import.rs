@@ -31,6 +31,8 @@ pub struct ImportOptions {
     pub workdir: Option<String>,
     /// User (and group) of the command.
     pub user: Option<String>,
+    /// Folders that engines keep outside the container.
+    pub volumes: Vec<String>,
     /// Architecture; this machine's when absent.
     pub architecture: Option<String>,
 }
@@ -214,7 +216,7 @@ fn spool(into: &dyn Destination, what: &str, source: impl Read) -> Result<File> 
 
 /// Makes an image of one layer out of a root file system's tar. The layer is named by the plain tar, so that the
 /// same tar makes the same image however it is compressed.
-fn rootfs(
+pub(crate) fn rootfs(
     into: &dyn Destination,
     what: &str,
     mut source: impl Read,
@@ -271,6 +273,10 @@ fn config(options: &ImportOptions, diff_id: &str) -> Value {
     }
     if let Some(workdir) = &options.workdir {
         set("WorkingDir", json!(workdir));
+    }
+    if !options.volumes.is_empty() {
+        let volumes = options.volumes.iter().map(|path| (path.clone(), json!({})));
+        set("Volumes", volumes.collect::<serde_json::Map<_, _>>().into());
     }
     if !options.labels.is_empty() {
         set(

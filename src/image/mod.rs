@@ -11,6 +11,7 @@ mod layout;
 mod mounted;
 mod platform;
 mod pull;
+mod push;
 mod reference;
 mod unpack;
 
@@ -27,6 +28,7 @@ pub use self::error::ImageError;
 pub use self::import::ImportOptions;
 pub use self::platform::Platform;
 pub use self::pull::PullOptions;
+pub use self::push::{PushOptions, Pushed, push};
 pub use self::reference::ImageRef;
 pub use self::unpack::Limits;
 

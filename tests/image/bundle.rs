@@ -8,7 +8,7 @@ use futures_util::TryStreamExt as _;
 use tempfile::TempDir;
 
 use super::archives::{layout, packed, plain_layers, saved, spread, two_layers};
-use super::support::{Image, Tar, digest, gzip, image, layer, zstd};
+use super::support::{Image, Tar, digest, gzip, image, layer, noise, zstd};
 
 struct Fixture(TempDir);
 
@@ -60,7 +60,11 @@ fn oci_files(image: &Image) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn a_root_file_system_is_the_same_image_in_a_bundle_and_in_the_store_however_it_is_packed() {
-    let tar = Tar::new().folder("etc/").file("etc/x", b"x").finish();
+    let tar = Tar::new()
+        .folder("etc/")
+        .file("etc/large", &noise(3 << 20, 1))
+        .file("etc/x", b"x")
+        .finish();
     let options = ImportOptions {
         env: vec!["A=1".to_owned()],
         command: vec!["sh".to_owned()],

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::support::{Tar, gzip, noise, remains};
 
-fn agent(state: &Path) -> Command {
+pub(super) fn agent(state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_backendai-agent"));
     command
         .args(["image", "--state-dir"])
@@ -18,13 +18,13 @@ fn agent(state: &Path) -> Command {
     command
 }
 
-fn succeeded(output: Output) -> String {
+pub(super) fn succeeded(output: Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn run(state: &Path, arguments: &[&str]) -> String {
+pub(super) fn run(state: &Path, arguments: &[&str]) -> String {
     succeeded(agent(state).args(arguments).output().unwrap())
 }
 

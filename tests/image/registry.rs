@@ -19,10 +19,11 @@ use tokio::task::JoinSet;
 use super::support::{Image, Tar, architectures, image, index, layer, noise, remains, zstd};
 
 /// `me:secret`, as htpasswd writes it.
-const HTPASSWD: &str = "me:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
+pub(super) const HTPASSWD: &str =
+    "me:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 
 /// Debian's registry with a folder of its own; ended when dropped.
-struct Registry {
+pub(super) struct Registry {
     child: Child,
     address: SocketAddr,
     folder: TempDir,
@@ -36,7 +37,7 @@ impl Drop for Registry {
 }
 
 impl Registry {
-    fn start(htpasswd: Option<&str>) -> Self {
+    pub(super) fn start(htpasswd: Option<&str>) -> Self {
         // Another process may take the free port first: then the registry ends, and another port is tried.
         for _ in 0..10 {
             if let Some(registry) = Self::try_start(htpasswd) {
@@ -92,7 +93,7 @@ impl Registry {
         None
     }
 
-    fn name(&self, repository: &str) -> String {
+    pub(super) fn name(&self, repository: &str) -> String {
         format!("{}/{repository}", self.address)
     }
 
@@ -215,7 +216,7 @@ async fn forward(
     tokio::select! { _ = up => {}, _ = down => {} }
 }
 
-fn store() -> (TempDir, Arc<Store>) {
+pub(super) fn store() -> (TempDir, Arc<Store>) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
     (folder, store)
@@ -235,7 +236,7 @@ fn simple() -> Image {
     )
 }
 
-fn me() -> RegistryAuth {
+pub(super) fn me() -> RegistryAuth {
     RegistryAuth {
         username: "me".to_owned(),
         password: "secret".to_owned(),

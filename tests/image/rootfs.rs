@@ -210,6 +210,7 @@ async fn the_same_tar_makes_the_same_image_however_it_is_compressed() {
         command: vec!["/bin/x".to_owned(), "-v".to_owned()],
         workdir: Some("/w".to_owned()),
         user: Some("1:1".to_owned()),
+        volumes: vec!["/v".to_owned()],
         architecture: None,
     };
     let mut ids = Vec::new();

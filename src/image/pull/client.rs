@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt as _};
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
 use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use oci_client::secrets::RegistryAuth as Secret;
 use oci_client::{Client, Reference, RegistryOperation};
 
-use super::PullOptions;
 use crate::image::credentials::{self, Credentials};
 use crate::image::error::{ImageError, Result};
 use crate::image::layout::{MAX_DOCUMENT, check_digest};
@@ -37,11 +37,16 @@ pub(in crate::image) struct Remote {
 
 impl Remote {
     /// Connects, and logs in where the registry asks for it.
-    pub(super) async fn connect(name: &ImageRef, options: &PullOptions) -> Result<Self> {
+    pub(in crate::image) async fn connect(
+        name: &ImageRef,
+        auth: Option<&RegistryAuth>,
+        plain_http: bool,
+        operation: RegistryOperation,
+    ) -> Result<Self> {
         // Fails when the process has a provider already, which then serves.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let registry = name.pull_registry().to_owned();
-        let protocol = if options.plain_http || is_loopback(&registry) {
+        let protocol = if plain_http || is_loopback(&registry) {
             ClientProtocol::Http
         } else {
             ClientProtocol::Https
@@ -56,7 +61,7 @@ impl Remote {
         };
         let text = name.to_string();
         let client = Client::try_from(config).map_err(|error| failed(&text, &text, error))?;
-        let secret = secret(name, options.auth.as_ref()).await;
+        let secret = secret(name, auth).await;
         let repository = name.pull_repository();
         let tag = name.tag().unwrap_or("latest").to_owned();
         let remote = Self {
@@ -67,7 +72,7 @@ impl Remote {
         };
         let login = remote
             .client
-            .auth(&remote.image, &remote.secret, RegistryOperation::Pull)
+            .auth(&remote.image, &remote.secret, operation)
             .await;
         login.map_err(|error| remote.failed(&remote.name, error))?;
         Ok(remote)
@@ -127,6 +132,44 @@ impl Remote {
             .pull_blob_stream_partial(&self.image, digest, offset, None)
             .await;
         response.map_err(|error| self.failed(&format!("blob {digest} of {}", self.name), error))
+    }
+
+    /// Sends a blob, unless the registry has it. Says whether it was sent.
+    pub(in crate::image) async fn push_blob(
+        &self,
+        digest: &str,
+        size: u64,
+        content: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> Result<bool> {
+        let what = || format!("blob {digest} to {}", self.name);
+        // A registry that will not say whether it has it gets it once more.
+        if let Ok(true) = self.client.blob_exists(&self.image, digest).await {
+            return Ok(false);
+        }
+        let content = content.map_err(OciDistributionError::IoError);
+        let pushed = self
+            .client
+            .push_blob_stream(&self.image, content, digest, Some(size))
+            .await;
+        pushed.map_err(|error| not_pushed(what(), &self.name, error))?;
+        Ok(true)
+    }
+
+    /// Gives the tag a manifest, whose blobs are there.
+    pub(in crate::image) async fn push_manifest(
+        &self,
+        kind: &str,
+        manifest: Vec<u8>,
+    ) -> Result<()> {
+        let kind = kind
+            .parse()
+            .map_err(|error| ImageError::malformed(format!("manifest of {}", self.name), error))?;
+        let pushed = self.client.push_manifest_raw(&self.image, manifest, kind);
+        let what = || format!("the manifest of {}", self.name);
+        pushed
+            .await
+            .map_err(|error| not_pushed(what(), &self.name, error))?;
+        Ok(())
     }
 
     /// The image's name, for messages.
@@ -209,6 +252,18 @@ fn failed(what: &str, image: &str, error: OciDistributionError) -> ImageError {
         _ => ImageError::Unreachable {
             what: what.to_owned(),
             source: Box::new(error),
+        },
+    }
+}
+
+/// What the registry says to one who brings something.
+fn not_pushed(what: String, image: &str, error: OciDistributionError) -> ImageError {
+    match failed(&what, image, error) {
+        denied @ ImageError::Denied { .. } => denied,
+        ImageError::Unreachable { source, .. } => ImageError::NotPushed { what, source },
+        other => ImageError::NotPushed {
+            what,
+            source: Box::new(other),
         },
     }
 }

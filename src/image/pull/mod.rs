@@ -7,6 +7,7 @@ use std::collections::HashSet;
 
 use futures_util::StreamExt as _;
 use indicatif::ProgressBar;
+use oci_client::RegistryOperation;
 use oci_spec::image::{Descriptor, ImageIndex};
 use tokio_util::sync::CancellationToken;
 
@@ -77,7 +78,13 @@ async fn fetch(
     name: &ImageRef,
     options: &PullOptions,
 ) -> Result<Added> {
-    let remote = Remote::connect(name, options).await?;
+    let remote = Remote::connect(
+        name,
+        options.auth.as_ref(),
+        options.plain_http,
+        RegistryOperation::Pull,
+    )
+    .await?;
     let top = remote.manifest(name.digest()).await?;
     let top_digest = digest_of(&top);
     if let Some(expected) = name.digest() {

@@ -69,7 +69,9 @@ pub(crate) fn survey(
     copy: impl Write,
 ) -> Result<Unpacked> {
     let mut surveyor = Surveyor::new(what, limits);
-    let walked = walk(what, source, limits, copy, |entry| surveyor.add(&entry))?;
+    let walked = walk(what, source, limits, copy, |mut entry| {
+        surveyor.add(&mut entry)
+    })?;
     Ok(Unpacked {
         size: surveyor.bytes(),
         ..walked

@@ -1,13 +1,13 @@
 //! A look at each entry of a layer's tar, for those who hand the tar on and do not unpack it.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 use tar::EntryType;
 
-use super::Limits;
 use super::entry::clean;
+use super::{Limits, broken};
 use crate::image::error::{ImageError, Result};
 
 /// Counts entries and bytes, and refuses paths that leave the root.
@@ -39,7 +39,7 @@ impl<'a> Surveyor<'a> {
     }
 
     /// Looks at one entry.
-    pub(super) fn add<R: Read>(&mut self, entry: &tar::Entry<'_, R>) -> Result<()> {
+    pub(super) fn add<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<()> {
         self.entries += 1;
         if self.entries > self.limits.entries {
             return Err(ImageError::TooManyEntries {
@@ -47,12 +47,12 @@ impl<'a> Surveyor<'a> {
                 limit: self.limits.entries,
             });
         }
-        let raw = entry.path_bytes();
+        let raw = entry.path_bytes().into_owned();
         let shown = || String::from_utf8_lossy(&raw).into_owned();
         let path = clean(&raw).ok_or_else(|| ImageError::EscapesRoot(shown()))?;
         match entry.header().entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                self.count(entry.size())?;
+                self.file(entry)?;
             }
             EntryType::Link => self.hard_link(entry, &shown())?,
             EntryType::Symlink => {
@@ -71,7 +71,8 @@ impl<'a> Surveyor<'a> {
         Ok(())
     }
 
-    fn count(&mut self, size: u64) -> Result<()> {
+    fn file<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<()> {
+        let size = entry.size();
         if size > self.limits.bytes - self.bytes {
             return Err(ImageError::TooManyBytes {
                 what: self.what.to_owned(),
@@ -79,7 +80,11 @@ impl<'a> Surveyor<'a> {
             });
         }
         self.bytes += size;
-        Ok(())
+        let read = io::copy(entry, &mut io::sink()).map_err(|error| broken(self.what, error))?;
+        if read == size {
+            return Ok(());
+        }
+        Err(ImageError::Truncated(self.what.to_owned()))
     }
 
     fn hard_link<R: Read>(&self, entry: &tar::Entry<'_, R>, shown: &str) -> Result<()> {

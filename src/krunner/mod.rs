@@ -3,6 +3,10 @@
 //! Every kernel gets the unpacked folder mounted read-only at `/opt/backend.ai`; nothing is copied for a kernel.
 //! `build.rs` makes the layer; `krunner-env/` has the sources.
 
+mod export;
+
+pub use self::export::{DIGEST_LABEL, Exported, VERSION_LABEL, export};
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
