@@ -144,6 +144,8 @@ async fn take_back(
     if resource.container.as_deref() != Some(info.id.0.as_str()) {
         return Err(invalid("names another container".to_owned()));
     }
+    // One of another program in our place is not marked yet.
+    mark::set(&scratch, &parts.plan.agent_id);
     let spec = KernelSpec::parse(&info.image, &info.labels)?;
     let ports = KernelPorts::new(&spec, info.ports.clone());
     let host_ports: Vec<u16> = info.ports.iter().map(|port| port.host).collect();

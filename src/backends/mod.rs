@@ -37,10 +37,24 @@ pub struct EngineConfig {
     pub monitor_exe: Option<PathBuf>,
     /// Socket of an engine's daemon: a path, `unix://…` or (Docker) `tcp://host:port`; the engine's own when absent.
     pub endpoint: Option<String>,
+    /// Folder of the certificates `key.pem`, `cert.pem` and `ca.pem` for a TCP endpoint (Docker); plain TCP when absent.
+    pub tls: Option<PathBuf>,
+    /// Which containers of the Python agent to take for ours (Docker); none when absent.
+    pub adoption: Option<Adoption>,
     /// Name of the snapshotter (containerd); `overlayfs` when absent.
     pub snapshotter: Option<String>,
     /// What runs containers below the engine (containerd): `runc`, `crun`, `youki`, `runsc`, a path of such a program, or a whole shim name.
     pub handler: Option<String>,
+}
+
+/// The Python agent whose place this agent takes. Its containers carry no labels: their names and its scratch folders
+/// tell them.
+#[derive(Clone, Debug)]
+pub struct Adoption {
+    /// Its id, which is this agent's too.
+    pub agent_id: String,
+    /// The folder of all scratch folders.
+    pub scratch_root: PathBuf,
 }
 
 /// An opened engine.

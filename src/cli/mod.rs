@@ -105,6 +105,8 @@ pub struct CommonArgs {
     pub runtime: RuntimeKind,
     /// Socket of the container engine; `None` is the engine's own.
     pub runtime_endpoint: Option<String>,
+    /// Folder of the certificates for a TCP endpoint; `None` is plain TCP.
+    pub runtime_tls: Option<PathBuf>,
     /// What runs containers below the engine; `None` is the engine's default.
     pub runtime_handler: Option<String>,
     /// The engine's snapshotter; `None` is the engine's default.

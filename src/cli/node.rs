@@ -9,7 +9,7 @@ use super::CommonArgs;
 use super::daemon::Place;
 use crate::agent::event::EventSender;
 use crate::agent::{Agent, AgentConfig};
-use crate::backends::{self, Engine, EngineConfig};
+use crate::backends::{self, Adoption, Engine, EngineConfig, RuntimeKind};
 use crate::config::{Config, Sandbox};
 use crate::image::ImageAdmin;
 use crate::kernel::plan::PlanSettings;
@@ -33,10 +33,13 @@ const EXIT_CODES: (&str, &str) = ("BACKENDAI_EXIT_CODES", "19.03");
 /// # Errors
 /// When it cannot serve; the text says what it lacks.
 pub async fn open_engine(common: &CommonArgs) -> anyhow::Result<Engine> {
-    let engine = backends::open(common.runtime, engine_config(common))
+    open_with(common.runtime, engine_config(common)).await
+}
+
+async fn open_with(runtime: RuntimeKind, config: EngineConfig) -> anyhow::Result<Engine> {
+    backends::open(runtime, config)
         .await
-        .context("cannot open the container engine")?;
-    Ok(engine)
+        .context("cannot open the container engine")
 }
 
 /// Opens the images of the engine that the options name; the engine itself need not be able to serve.
@@ -54,6 +57,7 @@ fn engine_config(common: &CommonArgs) -> EngineConfig {
         state_dir: common.state_dir.clone(),
         run_dir: common.run_dir.clone(),
         endpoint: common.runtime_endpoint.clone(),
+        tls: common.runtime_tls.clone(),
         snapshotter: common.snapshotter.clone(),
         handler: common.runtime_handler.clone(),
         ..EngineConfig::default()
@@ -81,7 +85,14 @@ pub async fn build(
     place: Place,
     events: EventSender,
 ) -> anyhow::Result<Arc<dyn Node>> {
-    let engine = open_engine(&config.common).await?;
+    let kernels = EngineConfig {
+        adoption: Some(Adoption {
+            agent_id: place.identity.id.clone(),
+            scratch_root: config.kernel.scratch_root.clone(),
+        }),
+        ..engine_config(&config.common)
+    };
+    let engine = open_with(config.common.runtime, kernels).await?;
     let krunner = krunner(&config.common.state_dir).await?;
     let kernel = config.kernel;
     let host = kernel.host.clone();

@@ -169,6 +169,9 @@ pub enum ImageError {
     /// A folder that is to be written is in use.
     #[error("{0} is there already and not empty; remove it or name another")]
     NotEmpty(String),
+    /// The engine that keeps the images does not do it.
+    #[error(transparent)]
+    Engine(#[from] RuntimeError),
     /// The file system said no.
     #[error("cannot {action}")]
     Io {
@@ -206,6 +209,7 @@ impl From<ImageError> for RuntimeError {
     fn from(error: ImageError) -> Self {
         match error {
             ImageError::Missing(image) => Self::ImageMissing(image),
+            ImageError::Engine(error) => error,
             ImageError::Unreachable { .. } => Self::Unavailable {
                 engine: "the image registry",
                 source: Box::new(error),

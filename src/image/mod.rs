@@ -166,7 +166,8 @@ impl Store {
         let used = |other: &String| {
             find(&self.layout, other).is_ok_and(|other| other.manifest == record.manifest)
         };
-        let mounted = || Ok(!mounted::of(&layers_alone(&self.layout, &record)?).is_empty());
+        let mounted =
+            || Ok::<_, ImageError>(!mounted::of(&layers_alone(&self.layout, &record)?).is_empty());
         if last && (in_use.iter().any(used) || mounted()?) {
             return Err(ImageError::InUse(image.to_owned()));
         }

@@ -11,10 +11,11 @@ use super::scratch::Scratch;
 use crate::agent::AgentError;
 use crate::agent::event::Event;
 use crate::agent::request::{KernelConfig, KernelId};
+use crate::image::ImageRef;
 use crate::resource::port::PortLease;
 use crate::resource::spec::ResourceSpec;
 use crate::runtime::{
-    ContainerId, ContainerInfo, ContainerSpec, ImageInfo, LabelMap, RuntimeError,
+    ContainerId, ContainerInfo, ContainerSpec, ImageInfo, LabelMap, PortBinding, RuntimeError,
 };
 
 /// The user of the runner where `LOCAL_USER_ID` does not say another (19.03 runner, `entrypoint.sh`).
@@ -135,10 +136,12 @@ impl Making<'_> {
             lease.release_sockets();
         }
         self.check_abort()?;
-        match self.start(held, &container).await {
+        // An id that was asked for serves until the engine has given its own.
+        let mut id = container.id.clone();
+        match self.start(held, &container, &mut id).await {
             Ok(info) => Ok(self.live(held, lease, ports, &info)),
             Err(error) => {
-                self.undo(&container.id).await;
+                self.undo(&id).await;
                 Err(error)
             }
         }
@@ -185,7 +188,7 @@ impl Making<'_> {
         };
         let attempt = uuid::Uuid::new_v4().simple().to_string();
         let mut container = plan::container(&self.parts.plan, &input, &attempt);
-        if !image.names.contains(&container.image) {
+        if !is_named(image, &container.image) {
             // The same image is here under another name.
             container.image.clone_from(&image.id);
         }
@@ -197,23 +200,25 @@ impl Making<'_> {
         &self,
         held: &mut Held,
         container: &ContainerSpec,
+        id: &mut ContainerId,
     ) -> Result<ContainerInfo, NotCreated> {
         // Creating and starting are never dropped half-way: the engine undoes or ends them.
-        let id = self.parts.runtime.create(container).await?;
+        *id = self.parts.runtime.create(container).await?;
+        let id = &*id;
         held.resource.container = Some(id.0.clone());
         self.write_resource(held).await?;
         self.check_abort()?;
-        let pid = self.parts.runtime.start(&id).await?;
+        let pid = self.parts.runtime.start(id).await?;
         self.check_abort()?;
-        let inspected = self.parts.runtime.inspect(&id);
+        let inspected = self.parts.runtime.inspect(id);
         let mut info = self.parts.within(inspected, "inspection").await?;
-        if info.ports != container.ports {
+        if !same_ports(&info.ports, &container.ports) {
             let problem = format!("forwards {:?}, not {:?}", info.ports, container.ports);
             return Err(NotCreated::Failed(
                 RuntimeError::Invalid(format!("container {id} {problem}")).into(),
             ));
         }
-        info.pid = info.pid.or(Some(pid));
+        info.pid = info.pid.or(Some(pid).filter(|pid| *pid > 0));
         Ok(info)
     }
 
@@ -291,4 +296,18 @@ impl Making<'_> {
             tracing::warn!(kernel = %self.kernel, "cannot undo the creation: {error}");
         }
     }
+}
+
+/// Whether an image has a name, in whichever form the engine writes it.
+fn is_named(image: &ImageInfo, name: &str) -> bool {
+    let Ok(wanted) = ImageRef::parse(name) else {
+        return false;
+    };
+    let same = |known: &String| ImageRef::parse(known).is_ok_and(|it| it.same_image(&wanted));
+    image.names.iter().any(same)
+}
+
+/// Whether the same ports are forwarded; engines tell them in an order of their own.
+fn same_ports(told: &[PortBinding], asked: &[PortBinding]) -> bool {
+    told.len() == asked.len() && asked.iter().all(|port| told.contains(port))
 }

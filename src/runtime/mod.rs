@@ -93,7 +93,8 @@ pub trait ContainerRuntime: Send + Sync + fmt::Debug {
     /// failure. A second `create` with the id of a living container fails with [`RuntimeError::Invalid`].
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId>;
 
-    /// Runs the container's process; its ports are forwarded from the host by then.
+    /// Runs the container's process; its ports are forwarded from the host by then. Gives its pid; 0 where the engine
+    /// has no process to tell because it has ended already.
     async fn start(&self, id: &ContainerId) -> Result<Pid>;
 
     /// Waits for the end; returns at once, and as often as asked, when it is over already. Cancel-safe.
@@ -102,7 +103,8 @@ pub trait ContainerRuntime: Send + Sync + fmt::Debug {
     /// Sends a signal (its Linux number) to the container's first process; a dead container is not an error.
     async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()>;
 
-    /// Ends it if need be, and leaves no trace: snapshot, namespaces, cgroups, ports, logs. Absent is done.
+    /// Ends it if need be, and leaves no trace: snapshot, namespaces, cgroups, ports, logs. Absent is done. Also takes the
+    /// id that `create` was asked to use, by which a container is found whose `create` was not answered.
     async fn remove(&self, id: &ContainerId) -> Result<()>;
 
     /// State, labels, pid, cgroup, address and ports of one container.

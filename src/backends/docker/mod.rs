@@ -1,23 +1,201 @@
-//! The engine docker.
+//! dockerd as the engine, by its HTTP API: translation only. dockerd owns images, networks, ports and logs.
+//!
+//! dockerd gives containers ids of its own. The id that the agent asks for is kept as a label, so that a container
+//! whose creation was not answered can still be found and removed by it.
 
-use std::sync::Arc;
+mod adopt;
+mod connect;
+mod create;
+mod devices;
+mod exec;
+mod images;
+mod life;
+mod logs;
+mod program;
+mod status;
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+
+use self::adopt::Adopter;
+use self::connect::Client;
+use self::images::DockerImages;
 use super::{Engine, EngineConfig};
 use crate::image::ImageAdmin;
-use crate::runtime::{Result, RuntimeError};
+use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::{
+    ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
+    Pid, Result, RuntimeError, RuntimeInfo,
+};
+
+/// The engine's name.
+const ENGINE: &str = "docker";
+/// Label that carries the id that the agent asked for. It is not shown above.
+const LABEL_ATTEMPT: &str = "ai.backend.container-id";
 
 /// Opens the engine.
 ///
 /// # Errors
-/// When the daemon does not answer.
-pub async fn open(_config: EngineConfig) -> Result<Engine> {
-    Err(RuntimeError::Invalid("docker: not built yet".to_owned()))
+/// [`RuntimeError::Unavailable`] when the daemon does not answer, [`RuntimeError::Invalid`] when its API is too old or
+/// the endpoint is wrong.
+pub async fn open(config: EngineConfig) -> Result<Engine> {
+    let client = Client::connect(&config).await?;
+    let images = Arc::new(DockerImages::new(client.clone()));
+    let runtime = Docker::open(client, config).await?;
+    Ok(Engine {
+        runtime: Arc::new(runtime),
+        images,
+        listens: true,
+    })
 }
 
 /// Opens its images.
 ///
 /// # Errors
-/// When the daemon does not answer.
-pub async fn open_images(_config: EngineConfig) -> Result<Arc<dyn ImageAdmin>> {
-    Err(RuntimeError::Invalid("docker: not built yet".to_owned()))
+/// As [`open`].
+pub async fn open_images(config: EngineConfig) -> Result<Arc<dyn ImageAdmin>> {
+    let client = Client::connect(&config).await?;
+    Ok(Arc::new(DockerImages::new(client)))
+}
+
+/// What happens to a container that dockerd does not keep: it lives no longer than this agent, which is enough, because
+/// an agent that finds a container not yet started removes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Note {
+    /// It is being started.
+    Starting,
+    /// It was killed by this signal before it was started, so it never will be.
+    Killed(i32),
+}
+
+/// dockerd.
+#[derive(Debug)]
+struct Docker {
+    client: Client,
+    /// Where cgroups are; also which version.
+    cgroups: Hierarchies,
+    /// Whether each container starts in a cgroup of ours, which has its limits.
+    own_cgroups: bool,
+    /// Folder of our own device nodes.
+    devices: PathBuf,
+    adopter: Option<Adopter>,
+    notes: Mutex<HashMap<ContainerId, Note>>,
+}
+
+impl Docker {
+    async fn open(client: Client, config: EngineConfig) -> Result<Self> {
+        let info = client.ask("asking what it is", client.api.info()).await?;
+        let cgroups = Hierarchies::read().map_err(|error| RuntimeError::Engine {
+            engine: ENGINE,
+            action: "reading the mounted cgroups".to_owned(),
+            source: Box::new(error),
+        })?;
+        let driver = info.cgroup_driver.map(|driver| driver.to_string());
+        Ok(Self {
+            // Under systemd the cgroups belong to systemd, which would write its own values over ours.
+            own_cgroups: cgroups.is_unified() && driver.as_deref() == Some("cgroupfs"),
+            cgroups,
+            client,
+            devices: config.run_dir.join("devices"),
+            adopter: config.adoption.map(Adopter::new),
+            notes: Mutex::default(),
+        })
+    }
+
+    fn note(&self, id: &ContainerId) -> Option<Note> {
+        self.notes
+            .lock()
+            .expect("no panic while held")
+            .get(id)
+            .copied()
+    }
+
+    /// Notes something where nothing is noted yet.
+    fn set_note(&self, id: &ContainerId, note: Note) -> bool {
+        let mut notes = self.notes.lock().expect("no panic while held");
+        let free = !notes.contains_key(id);
+        if free {
+            notes.insert(id.clone(), note);
+        }
+        free
+    }
+
+    fn forget(&self, id: &ContainerId) {
+        self.notes.lock().expect("no panic while held").remove(id);
+    }
+}
+
+/// dockerd takes names and beginnings of ids too, which are not ours to give.
+fn known(id: &ContainerId) -> Result<()> {
+    let digits = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if id.0.len() == 64 && id.0.bytes().all(digits) {
+        Ok(())
+    } else {
+        Err(RuntimeError::NotFound(id.clone()))
+    }
+}
+
+/// What dockerd answers when it does not know a container.
+fn not_found(id: &ContainerId) -> impl FnOnce(RuntimeError) -> RuntimeError {
+    move |error| match connect::status(&error) {
+        Some(404) => RuntimeError::NotFound(id.clone()),
+        _ => error,
+    }
+}
+
+fn invalid(id: &ContainerId, text: &str) -> RuntimeError {
+    RuntimeError::Invalid(format!("container {id}: {text}"))
+}
+
+#[async_trait]
+impl ContainerRuntime for Docker {
+    async fn info(&self) -> Result<RuntimeInfo> {
+        let version = self
+            .client
+            .ask("asking for its version", self.client.api.version())
+            .await?;
+        Ok(RuntimeInfo {
+            name: ENGINE,
+            version: version.version.unwrap_or_default(),
+        })
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
+        self.create_container(spec).await
+    }
+
+    async fn start(&self, id: &ContainerId) -> Result<Pid> {
+        self.start_container(id).await
+    }
+
+    async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
+        self.wait_for_end(id).await
+    }
+
+    async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()> {
+        self.send_signal(id, signal).await
+    }
+
+    async fn remove(&self, id: &ContainerId) -> Result<()> {
+        self.remove_container(id).await
+    }
+
+    async fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo> {
+        self.look_at(id).await
+    }
+
+    async fn list(&self) -> Result<Vec<ContainerInfo>> {
+        self.list_ours().await
+    }
+
+    async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
+        self.read_log(id, limit).await
+    }
+
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
+        self.run_in(id, spec).await
+    }
 }

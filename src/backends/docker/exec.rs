@@ -1,0 +1,162 @@
+//! A second program in a container.
+
+use std::time::Duration;
+
+use bollard::container::LogOutput;
+use bollard::errors::Error;
+use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
+use bollard::models::ExecInspectResponse;
+use futures_util::{Stream, StreamExt as _};
+use rustix::process::{Signal, pidfd_send_signal};
+use tokio::time::{sleep, timeout};
+
+use super::connect::status;
+use super::{Docker, ENGINE, invalid, known, not_found};
+use crate::runtime::{ContainerId, ExecOutput, ExecSpec, Pid, Result, RuntimeError};
+use crate::sys::pidfd::PidFd;
+
+/// Most of each stream that is kept, bytes.
+const MOST: usize = 16 << 20;
+/// How often a silent program is looked at: what it leaves running holds its output open.
+const GLANCE: Duration = Duration::from_millis(100);
+/// How long the rest of the output of a program that has ended may take.
+const REST: Duration = Duration::from_millis(50);
+
+impl Docker {
+    pub(super) async fn run_in(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
+        known(id)?;
+        let Some(program) = spec.args.first() else {
+            return Err(invalid(id, "there is no program to run"));
+        };
+        let action = format!("running {program:?} in container {id}");
+        let exec = self.prepare(id, spec, &action).await?;
+        match timeout(spec.time_limit, self.run(&exec, &action)).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.end(&exec, &action).await?;
+                Err(RuntimeError::Engine {
+                    engine: ENGINE,
+                    action,
+                    source: format!("it ran longer than {:?} and was killed", spec.time_limit)
+                        .into(),
+                })
+            }
+        }
+    }
+
+    async fn prepare(&self, id: &ContainerId, spec: &ExecSpec, action: &str) -> Result<String> {
+        let (user, group) = spec.user;
+        let env = spec
+            .env
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"));
+        let options = CreateExecOptions {
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            env: Some(env.collect()),
+            cmd: Some(spec.args.clone()),
+            user: Some(format!("{user}:{group}")),
+            working_dir: Some(spec.cwd.to_string_lossy().into_owned()),
+            ..CreateExecOptions::default()
+        };
+        let made = self
+            .client
+            .ask(action, self.client.api.create_exec(&id.0, options))
+            .await;
+        let made = made
+            .map_err(not_found(id))
+            .map_err(|error| match status(&error) {
+                Some(409) => invalid(id, "it is not running"),
+                _ => error,
+            })?;
+        Ok(made.id)
+    }
+
+    async fn run(&self, exec: &str, action: &str) -> Result<ExecOutput> {
+        let options = StartExecOptions {
+            detach: false,
+            tty: false,
+            output_capacity: None,
+        };
+        let started = self
+            .client
+            .ask(action, self.client.api.start_exec(exec, Some(options)))
+            .await?;
+        let StartExecResults::Attached { mut output, .. } = started else {
+            return Err(self.client.failed(action, Error::RequestTimeoutError));
+        };
+        let mut kept = ExecOutput {
+            code: 0,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+        };
+        let ended = loop {
+            tokio::select! {
+                more = take(&mut output, &mut kept) => match more {
+                    Ok(true) => {}
+                    Ok(false) => break self.look_at_exec(exec, action).await?,
+                    Err(error) => return Err(self.client.failed(action, error)),
+                },
+                () = sleep(GLANCE) => {
+                    let seen = self.look_at_exec(exec, action).await?;
+                    if seen.running == Some(false) {
+                        let rest = async { while let Ok(true) = take(&mut output, &mut kept).await {} };
+                        let _ = timeout(REST, rest).await;
+                        break seen;
+                    }
+                }
+            }
+        };
+        // One that was never a process: dockerd tells why in place of its output.
+        if ended.pid.unwrap_or_default() == 0 && matches!(ended.exit_code, Some(126 | 127)) {
+            let why = String::from_utf8_lossy(&kept.stdout);
+            return Err(RuntimeError::Invalid(format!("{action}: {}", why.trim())));
+        }
+        kept.code = ended
+            .exit_code
+            .and_then(|code| i32::try_from(code).ok())
+            .unwrap_or(-1);
+        Ok(kept)
+    }
+
+    async fn look_at_exec(&self, exec: &str, action: &str) -> Result<ExecInspectResponse> {
+        self.client
+            .ask(action, self.client.api.inspect_exec(exec))
+            .await
+    }
+
+    /// Kills the program, which dockerd has no call for.
+    async fn end(&self, exec: &str, action: &str) -> Result<()> {
+        let pid = |seen: &ExecInspectResponse| {
+            seen.pid
+                .and_then(|pid| Pid::try_from(pid).ok())
+                .unwrap_or_default()
+        };
+        let process = PidFd::open(pid(&self.look_at_exec(exec, action).await?));
+        // Looked at once more: the descriptor is of the program only if it still ran when it was opened.
+        let seen = self.look_at_exec(exec, action).await?;
+        if let (Ok(Some(process)), Some(true)) = (process, seen.running)
+            && let Err(error) = pidfd_send_signal(&process, Signal::KILL)
+        {
+            tracing::warn!("{action}: it runs too long and cannot be killed: {error}");
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the next piece of output; `false` when there is no more.
+async fn take(
+    output: &mut (impl Stream<Item = Result<LogOutput, Error>> + Unpin),
+    kept: &mut ExecOutput,
+) -> Result<bool, Error> {
+    let Some(piece) = output.next().await.transpose()? else {
+        return Ok(false);
+    };
+    let (kept, piece) = match piece {
+        LogOutput::StdErr { message } => (&mut kept.stderr, message),
+        other => (&mut kept.stdout, other.into_bytes()),
+    };
+    let room = MOST.saturating_sub(kept.len()).min(piece.len());
+    kept.extend_from_slice(&piece[..room]);
+    Ok(true)
+}

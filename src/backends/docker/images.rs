@@ -1,0 +1,374 @@
+//! The images that dockerd keeps.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bollard::auth::DockerCredentials;
+use bollard::models::{ImageInspect, ImageSummary};
+use bollard::query_parameters::{
+    CreateImageOptionsBuilder, ImportImageOptions, ListContainersOptionsBuilder, ListImagesOptions,
+    RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::connect::{Client, message, status};
+use crate::image::credentials::{self, Credentials};
+use crate::image::{
+    Bundle, ImageAdmin, ImageError, ImageRef, ImportOptions, Platform, PullOptions,
+};
+use crate::runtime::{ImageInfo, ImageStore, RegistryAuth, Result, RuntimeError};
+
+/// Images that are looked at at a time.
+const PARALLEL: usize = 8;
+
+/// dockerd's images.
+#[derive(Clone, Debug)]
+pub(super) struct DockerImages {
+    client: Client,
+}
+
+impl DockerImages {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    async fn raw(&self, image: &str) -> Result<ImageInspect> {
+        let call = self.client.api.inspect_image(image);
+        let found = self
+            .client
+            .ask(format!("looking at image {image}"), call)
+            .await;
+        found.map_err(|error| match status(&error) {
+            Some(404) => RuntimeError::ImageMissing(image.to_owned()),
+            _ => error,
+        })
+    }
+
+    /// An image under the name that it was asked by. dockerd writes some names shorter than the manager does.
+    async fn named(&self, image: &str) -> Result<ImageInfo> {
+        let mut info = info(self.raw(&checked(image)?).await?);
+        if let Ok(asked) = ImageRef::parse(image)
+            && let Some(name) = asked.tagged()
+        {
+            let same =
+                |known: &String| ImageRef::parse(known).is_ok_and(|it| it.same_image(&asked));
+            match info.names.iter_mut().find(|known| same(known)) {
+                Some(known) => *known = name,
+                None if asked.digest().is_none() => info.names.push(name),
+                None => {}
+            }
+        }
+        Ok(info)
+    }
+
+    async fn pull_named(
+        &self,
+        image: &str,
+        options: &PullOptions,
+    ) -> Result<ImageInfo, ImageError> {
+        let name = ImageRef::parse(image)?;
+        let wanted = name.digest().or(name.tag()).unwrap_or("latest");
+        let mut query = CreateImageOptionsBuilder::default()
+            .from_image(&name.path())
+            .tag(wanted);
+        let platform = platform(&options.platform);
+        if let Some(platform) = &platform {
+            query = query.platform(platform);
+        }
+        let given = options.auth.clone().map(Credentials::Password);
+        let credentials = match given {
+            Some(given) => Some(given),
+            None => credentials::of_home(&name).await,
+        };
+        let credentials = credentials.map(|found| login(&name, found));
+        let mut news = self
+            .client
+            .api
+            .create_image(Some(query.build()), None, credentials);
+        let mut layers = HashMap::new();
+        let pulled = async {
+            while let Some(news) = news.next().await {
+                let news = news.map_err(|error| {
+                    pull_failed(image, self.client.failed(format!("pulling {image}"), error))
+                })?;
+                if let (Some(layer), Some(progress)) = (news.id, news.progress_detail)
+                    && news.status.as_deref() == Some("Downloading")
+                {
+                    let bytes = |value: Option<i64>| {
+                        value
+                            .and_then(|value| u64::try_from(value).ok())
+                            .unwrap_or_default()
+                    };
+                    layers.insert(layer, (bytes(progress.current), bytes(progress.total)));
+                    options
+                        .progress
+                        .set_length(layers.values().map(|(_, total)| total).sum());
+                    options
+                        .progress
+                        .set_position(layers.values().map(|(current, _)| current).sum());
+                }
+            }
+            Ok::<_, ImageError>(())
+        };
+        self.client.watched(pulled).await?;
+        if name.digest().is_some() && name.tag().is_some() {
+            self.tag(&name).await?;
+        }
+        Ok(self.named(image).await?)
+    }
+
+    /// Gives an image that was pulled by its digest the name that it was asked by: dockerd does not.
+    async fn tag(&self, name: &ImageRef) -> Result<()> {
+        let (Some(tag), Some(digest)) = (name.tag(), name.digest()) else {
+            return Ok(());
+        };
+        let options = TagImageOptionsBuilder::default()
+            .repo(&name.path())
+            .tag(tag)
+            .build();
+        let from = format!("{}@{digest}", name.path());
+        let call = self.client.api.tag_image(&from, Some(options));
+        self.client.act(format!("naming image {name}"), call).await
+    }
+
+    /// Loads an archive of `docker save`.
+    async fn load(&self, bundle: &Arc<Bundle>, image: usize) -> Result<()> {
+        let archive = Arc::clone(bundle).docker_save_stream(image);
+        let loaded =
+            self.client
+                .api
+                .import_image_stream(ImportImageOptions::default(), archive, None);
+        let loaded = async {
+            let done = loaded.try_for_each(|_| async { Ok(()) }).await;
+            done.map_err(|error| self.client.failed("loading images", error))
+        };
+        self.client.watched(loaded).await
+    }
+
+    async fn remove_named(&self, image: &str) -> Result<(), ImageError> {
+        let name = checked(image)?;
+        let by_id = name.starts_with("sha256:");
+        if by_id {
+            self.raw(&name).await?;
+            let filters = HashMap::from([("ancestor", vec![name.clone()])]);
+            let options = ListContainersOptionsBuilder::default()
+                .all(true)
+                .filters(&filters)
+                .build();
+            let call = self.client.api.list_containers(Some(options));
+            let users = self
+                .client
+                .ask(format!("looking for containers of {image}"), call)
+                .await?;
+            if !users.is_empty() {
+                return Err(ImageError::InUse(image.to_owned()));
+            }
+        }
+        // By its id it goes with all its names, which dockerd calls force.
+        let options = RemoveImageOptionsBuilder::default().force(by_id).build();
+        let call = self.client.api.remove_image(&name, Some(options), None);
+        let removed = self
+            .client
+            .act(format!("removing image {image}"), call)
+            .await;
+        removed.map(drop).map_err(|error| match status(&error) {
+            Some(404) => ImageError::Missing(image.to_owned()),
+            Some(409) => ImageError::InUse(image.to_owned()),
+            _ => error.into(),
+        })
+    }
+}
+
+#[async_trait]
+impl ImageStore for DockerImages {
+    async fn list(&self) -> Result<Vec<ImageInfo>> {
+        let call = self.client.api.list_images(None::<ListImagesOptions>);
+        let all = self.client.ask("listing images", call).await?;
+        let named = all.into_iter().filter(|summary| !names(summary).is_empty());
+        let looked: Vec<Option<ImageInfo>> = stream::iter(named)
+            .map(|summary| async move {
+                match self.raw(&summary.id).await {
+                    Ok(raw) => Ok(Some(info(raw))),
+                    // It was removed meanwhile.
+                    Err(RuntimeError::ImageMissing(_)) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffered(PARALLEL)
+            .try_collect()
+            .await?;
+        let mut all: Vec<ImageInfo> = looked.into_iter().flatten().collect();
+        all.sort_by(|one, other| one.names.cmp(&other.names));
+        Ok(all)
+    }
+
+    async fn inspect(&self, image: &str) -> Result<ImageInfo> {
+        self.named(image).await
+    }
+
+    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<ImageInfo> {
+        let options = PullOptions {
+            auth: auth.cloned(),
+            ..PullOptions::default()
+        };
+        Ok(self.pull_named(image, &options).await?)
+    }
+}
+
+#[async_trait]
+impl ImageAdmin for DockerImages {
+    async fn import(
+        &self,
+        path: &Path,
+        name: Option<&str>,
+        options: &ImportOptions,
+    ) -> Result<Vec<ImageInfo>, ImageError> {
+        let (path, name, options) = (path.to_owned(), name.map(str::to_owned), options.clone());
+        let scratch = std::env::temp_dir();
+        let opened = tokio::task::spawn_blocking(move || {
+            Bundle::open(&path, name.as_deref(), &options, &scratch)
+        });
+        let bundle = Arc::new(opened.await.expect("reading images does not panic")?);
+        let mut all = Vec::new();
+        for (place, image) in bundle.images().iter().enumerate() {
+            self.load(&bundle, place).await?;
+            let key = image.names.first().unwrap_or(&image.config_digest);
+            all.push(self.named(key).await?);
+        }
+        Ok(all)
+    }
+
+    async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo, ImageError> {
+        self.pull_named(image, options).await
+    }
+
+    async fn remove(&self, image: &str) -> Result<(), ImageError> {
+        self.remove_named(image).await
+    }
+}
+
+/// A name or id that may be a part of an address; names get their tag.
+fn checked(image: &str) -> Result<String, ImageError> {
+    match image.strip_prefix("sha256:") {
+        Some(hex) if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            Ok(image.to_owned())
+        }
+        _ => Ok(ImageRef::parse(image)?.to_string()),
+    }
+}
+
+fn names(summary: &ImageSummary) -> Vec<String> {
+    let names = summary.repo_tags.iter().chain(&summary.repo_digests);
+    names
+        .filter(|name| !name.contains("<none>"))
+        .cloned()
+        .collect()
+}
+
+fn info(raw: ImageInspect) -> ImageInfo {
+    let config = raw.config.unwrap_or_default();
+    let digests = raw.repo_digests.unwrap_or_default();
+    let is_name = |name: &String| !name.contains("<none>");
+    let mut names: Vec<String> = raw
+        .repo_tags
+        .into_iter()
+        .flatten()
+        .filter(is_name)
+        .collect();
+    if names.is_empty() {
+        names.extend(digests.iter().filter(|name| is_name(name)).cloned());
+    }
+    names.sort();
+    let digest = digests
+        .iter()
+        .find_map(|name| Some(name.split_once('@')?.1.to_owned()));
+    ImageInfo {
+        names,
+        id: raw.id.unwrap_or_default(),
+        repo_digest: digest,
+        labels: config.labels.into_iter().flatten().collect(),
+        env: config.env.unwrap_or_default(),
+        command: config
+            .entrypoint
+            .into_iter()
+            .flatten()
+            .chain(config.cmd.into_iter().flatten())
+            .collect(),
+        architecture: raw.architecture.unwrap_or_default(),
+        size: raw
+            .size
+            .and_then(|size| u64::try_from(size).ok())
+            .unwrap_or_default(),
+    }
+}
+
+fn login(name: &ImageRef, found: Credentials) -> DockerCredentials {
+    let mut login = DockerCredentials {
+        serveraddress: Some(name.pull_registry().to_owned()),
+        ..DockerCredentials::default()
+    };
+    match found {
+        Credentials::Password(RegistryAuth { username, password }) => {
+            login.username = Some(username);
+            login.password = Some(password);
+        }
+        Credentials::IdentityToken(token) => login.identitytoken = Some(token),
+        Credentials::RegistryToken(token) => login.registrytoken = Some(token),
+    }
+    login
+}
+
+/// A platform that is not this machine's: an old API knows no other and refuses even the question.
+fn platform(wanted: &Platform) -> Option<String> {
+    (*wanted != Platform::default()).then(|| wanted.to_string())
+}
+
+/// What the caller can do about a pull that failed; dockerd says it in words only.
+fn pull_failed(image: &str, error: RuntimeError) -> ImageError {
+    let text = message(&error).to_lowercase();
+    let says = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
+    if matches!(error, RuntimeError::Unavailable { .. }) {
+        error.into()
+    } else if says(&[
+        "unauthorized",
+        "denied",
+        "authentication required",
+        "no basic auth",
+    ]) {
+        ImageError::Denied {
+            image: image.to_owned(),
+            source: Box::new(error),
+        }
+    } else if says(&[
+        "manifest unknown",
+        "not found",
+        "name unknown",
+        "name invalid",
+    ]) {
+        ImageError::NotInRegistry(image.to_owned())
+    } else if says(&["no matching manifest"]) {
+        ImageError::NoPlatform {
+            image: image.to_owned(),
+            wanted: Platform::default().to_string(),
+            found: "none of it".to_owned(),
+        }
+    } else if says(&[
+        "refused",
+        "timeout",
+        "no such host",
+        "deadline",
+        "unreachable",
+        "eof",
+        "reset by peer",
+        "server gave",
+    ]) {
+        ImageError::Unreachable {
+            what: image.to_owned(),
+            source: Box::new(error),
+        }
+    } else {
+        error.into()
+    }
+}

@@ -1,0 +1,331 @@
+//! A container's life: create, start, wait, kill, remove.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
+};
+use futures_util::StreamExt as _;
+use tokio::time::{sleep, timeout};
+
+use super::connect::{message, status};
+use super::{Docker, ENGINE, LABEL_ATTEMPT, Note, create, devices, invalid, known, not_found};
+use crate::runtime::{
+    BoxError, ContainerId, ContainerSpec, ContainerState, ExitStatus, Limits, Pid, Result,
+    RuntimeError, check,
+};
+
+/// How often a container that is not started yet is looked at while its end is waited for.
+const GLANCE: Duration = Duration::from_millis(100);
+/// How long to wait before asking a daemon again that did not answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long undoing may take: a daemon that has just failed may be gone.
+const UNDO: Duration = Duration::from_secs(5);
+/// Parent of the cgroups that the agent makes itself.
+const CGROUPS: &str = "/backendai";
+
+impl Docker {
+    pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId> {
+        if !check::is_id(&spec.id) {
+            return Err(check::invalid_id(&spec.id));
+        }
+        check::request(spec)?;
+        check::sources(spec)?;
+        match self.make(spec).await {
+            Ok(id) => Ok(id),
+            Err(NotMade::Taken(error)) => Err(error),
+            Err(NotMade::Failed(error)) => {
+                self.undo(spec).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(&self, spec: &ContainerSpec) -> Result<ContainerId, NotMade> {
+        let mut spec = spec.clone();
+        let parent = self.limit(&spec.id, &mut spec.limits)?;
+        let nodes = devices::on_host(&self.devices, &spec.devices)?;
+        let body = create::body(&spec, nodes, parent.as_deref())?;
+        let options = CreateContainerOptionsBuilder::default()
+            .name(&spec.name)
+            .build();
+        let call = self.client.api.create_container(Some(options), body);
+        let made = self
+            .client
+            .act(format!("creating {}", spec.name), call)
+            .await;
+        let made = made.map_err(|error| refused(&spec, error))?;
+        if let Some(warning) = create::discarded(&made.warnings) {
+            let text = format!("a limit is not applied: {warning}");
+            return Err(invalid(&spec.id, &text).into());
+        }
+        for warning in &made.warnings {
+            tracing::debug!(container = %made.id, "docker: {warning}");
+        }
+        let id = ContainerId(made.id);
+        self.check_program(&id, &spec).await?;
+        Ok(id)
+    }
+
+    /// Makes the cgroup with the limits where the agent does that, and takes out of `limits` what cannot be limited.
+    fn limit(&self, id: &ContainerId, limits: &mut Limits) -> Result<Option<PathBuf>> {
+        let path = Path::new(CGROUPS).join(&id.0);
+        let failed = |source: BoxError| RuntimeError::Engine {
+            engine: ENGINE,
+            action: format!("limiting container {id}"),
+            source,
+        };
+        if self.own_cgroups {
+            self.cgroups
+                .create(&path)
+                .map_err(|error| failed(error.into()))?;
+        }
+        if self.own_cgroups || !self.cgroups.is_unified() {
+            self.cgroups.limit(&path, limits).map_err(failed)?;
+        }
+        Ok(self.own_cgroups.then_some(path))
+    }
+
+    /// Leaves nothing of a creation that failed, also where its answer was lost. Where the daemon does not answer now
+    /// either, the agent's next comparison finds the container by its labels.
+    async fn undo(&self, spec: &ContainerSpec) {
+        match timeout(UNDO, self.remove_attempt(&spec.id)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("undoing container {}: {error}", spec.id),
+            Err(_) => tracing::warn!("undoing container {}: docker does not answer", spec.id),
+        }
+    }
+
+    pub(super) async fn start_container(&self, id: &ContainerId) -> Result<Pid> {
+        known(id)?;
+        if !self.set_note(id, Note::Starting) {
+            return Err(invalid(
+                id,
+                "it is being started, or was killed before it was",
+            ));
+        }
+        let started = self.start_noted(id).await;
+        self.forget(id);
+        started
+    }
+
+    async fn start_noted(&self, id: &ContainerId) -> Result<Pid> {
+        // dockerd would start a dead container once more, and is silent about one that runs.
+        let state = self.look_at(id).await?.state;
+        if state != ContainerState::Created {
+            return Err(invalid(id, "it was started before; make a new one"));
+        }
+        let call = self
+            .client
+            .api
+            .start_container(&id.0, None::<StartContainerOptions>);
+        let started = self
+            .client
+            .act(format!("starting container {id}"), call)
+            .await;
+        started.map_err(|error| not_started(id, error))?;
+        // One that has ended already has no process any more.
+        Ok(self.look_at(id).await?.pid.unwrap_or_default())
+    }
+
+    /// Level-triggered: dockerd's answer only tells when to look again, also after the daemon was away.
+    pub(super) async fn wait_for_end(&self, id: &ContainerId) -> Result<ExitStatus> {
+        loop {
+            let pause = match self.look_at(id).await {
+                Ok(info) => match (info.state, info.exit) {
+                    (ContainerState::Stopped, Some(exit)) => return Ok(exit),
+                    (ContainerState::Running, _) => self.until_not_running(id).await,
+                    _ => GLANCE,
+                },
+                Err(RuntimeError::Unavailable { .. }) => RETRY,
+                Err(error) => return Err(error),
+            };
+            sleep(pause).await;
+        }
+    }
+
+    /// Waits on the daemon; gives how long to wait before looking at the container.
+    async fn until_not_running(&self, id: &ContainerId) -> Duration {
+        use bollard::errors::Error;
+        let options = WaitContainerOptionsBuilder::default()
+            .condition("not-running")
+            .build();
+        let mut ends = Box::pin(self.client.api.wait_container(&id.0, Some(options)));
+        match ends.next().await {
+            // The client makes an error of every exit code but 0.
+            Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => Duration::ZERO,
+            _ => RETRY,
+        }
+    }
+
+    pub(super) async fn send_signal(&self, id: &ContainerId, signal: i32) -> Result<()> {
+        known(id)?;
+        let options = KillContainerOptionsBuilder::default()
+            .signal(&signal.to_string())
+            .build();
+        let call = self.client.api.kill_container(&id.0, Some(options));
+        let action = format!("sending signal {signal} to container {id}");
+        match self.client.act(action, call).await.map_err(not_found(id)) {
+            Err(error) if message(&error).contains("not running") => {}
+            other => return other,
+        }
+        if self.look_at(id).await?.state == ContainerState::Created {
+            self.set_note(id, Note::Killed(signal));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn remove_container(&self, id: &ContainerId) -> Result<()> {
+        if known(id).is_err() {
+            return Ok(());
+        }
+        match self.raw(id).await {
+            Ok(raw) => self.remove_raw(id, &raw).await,
+            Err(RuntimeError::NotFound(_)) => self.remove_attempt(id).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes what was made for an id that the agent asked for.
+    async fn remove_attempt(&self, attempt: &ContainerId) -> Result<()> {
+        let label = format!("{LABEL_ATTEMPT}={attempt}");
+        let filters = HashMap::from([("label", vec![label])]);
+        let options = ListContainersOptionsBuilder::default()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let call = self.client.api.list_containers(Some(options));
+        let action = format!("looking for container {attempt}");
+        let found = self.client.ask(action, call).await?;
+        for id in found.into_iter().filter_map(|summary| summary.id) {
+            self.delete(&ContainerId(id)).await?;
+        }
+        self.remove_cgroup(attempt, None)
+    }
+
+    async fn remove_raw(
+        &self,
+        id: &ContainerId,
+        raw: &bollard::models::ContainerInspectResponse,
+    ) -> Result<()> {
+        self.delete(id).await?;
+        if let Some(beside) = self.adopter.as_ref().and_then(|it| it.beside(raw)) {
+            self.delete_named(&beside).await?;
+        }
+        let parent = raw
+            .host_config
+            .as_ref()
+            .and_then(|host| host.cgroup_parent.clone());
+        self.remove_cgroup(id, parent.map(PathBuf::from))
+    }
+
+    async fn delete(&self, id: &ContainerId) -> Result<()> {
+        self.delete_named(&id.0).await?;
+        self.forget(id);
+        Ok(())
+    }
+
+    /// Ends and removes a container with its anonymous volumes; absent is done.
+    async fn delete_named(&self, name: &str) -> Result<()> {
+        let options = RemoveContainerOptionsBuilder::default()
+            .force(true)
+            .v(true)
+            .build();
+        loop {
+            let call = self
+                .client
+                .api
+                .remove_container(name, Some(options.clone()));
+            let removed = self
+                .client
+                .act(format!("removing container {name}"), call)
+                .await;
+            match removed {
+                Err(error) if status(&error) == Some(404) => return Ok(()),
+                // Someone else removes it: it is done when dockerd does not know it any more.
+                Err(error)
+                    if status(&error) == Some(409) && message(&error).contains("in progress") =>
+                {
+                    sleep(GLANCE).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Removes the cgroup that was made for a container, where the agent makes them.
+    fn remove_cgroup(&self, id: &ContainerId, parent: Option<PathBuf>) -> Result<()> {
+        let path = parent.unwrap_or_else(|| Path::new(CGROUPS).join(&id.0));
+        if !self.own_cgroups || !path.starts_with(CGROUPS) {
+            return Ok(());
+        }
+        self.cgroups
+            .remove(&path)
+            .map_err(|error| RuntimeError::Engine {
+                engine: ENGINE,
+                action: format!("removing container {id}"),
+                source: Box::new(error),
+            })
+    }
+}
+
+/// Why a container was not made.
+enum NotMade {
+    /// Another one has its name, and lives on.
+    Taken(RuntimeError),
+    /// Something of it may be there.
+    Failed(RuntimeError),
+}
+
+impl From<RuntimeError> for NotMade {
+    fn from(error: RuntimeError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn refused(spec: &ContainerSpec, error: RuntimeError) -> NotMade {
+    let text = message(&error);
+    match status(&error) {
+        Some(404) => RuntimeError::ImageMissing(spec.image.clone()).into(),
+        Some(409) => {
+            let text = format!(
+                "the name {} is taken ({text}); remove that first",
+                spec.name
+            );
+            NotMade::Taken(invalid(&spec.id, &text))
+        }
+        Some(400) => invalid(&spec.id, &text).into(),
+        // Some of what Linux would refuse is called an error of the daemon.
+        Some(_) if text.contains("nvalid") => invalid(&spec.id, &text).into(),
+        _ => error.into(),
+    }
+}
+
+/// Why a container was not started.
+fn not_started(id: &ContainerId, error: RuntimeError) -> RuntimeError {
+    let text = message(&error);
+    let ports = [
+        "port is already allocated",
+        "address already in use",
+        "ports are not available",
+    ];
+    let programs = [
+        "executable file not found",
+        "no such file or directory",
+        "permission denied",
+        "is a directory",
+        "exec format error",
+    ];
+    if status(&error) == Some(404) && text.contains("No such container") {
+        RuntimeError::NotFound(id.clone())
+    } else if ports.iter().any(|sign| text.contains(sign)) {
+        invalid(id, &format!("a port is taken: {text}"))
+    } else if status(&error).is_some() && programs.iter().any(|sign| text.contains(sign)) {
+        invalid(id, &text)
+    } else {
+        error
+    }
+}
