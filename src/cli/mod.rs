@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand. `serve` is the default.
 
 pub mod daemon;
+pub mod doctor;
 pub mod exec;
 pub mod image;
 pub mod inspect;
@@ -60,6 +61,8 @@ pub enum Command {
     Image(image::ImageArgs),
     /// Hand on the runner that works inside kernels.
     Krunner(krunner::KrunnerArgs),
+    /// Check whether this machine can run kernels, and say how to mend what keeps it from that.
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Options that every subcommand takes, as they are given.
@@ -146,6 +149,14 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Exec(args)) => exec::main(args, &common(options)?).await,
         Some(Command::Image(args)) => image::main(args, common(options)?).await,
         Some(Command::Krunner(args)) => krunner::main(args).await,
+        Some(Command::Doctor(args)) => {
+            let given = [
+                ("scratch-root", &args.scratch_root),
+                ("container-port-range", &args.container_port_range),
+            ];
+            let (common, kernel) = with_kernels(options, given)?;
+            doctor::main(&args, common, kernel).await
+        }
     }
 }
 

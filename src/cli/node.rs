@@ -52,7 +52,8 @@ pub async fn open_images(common: &CommonArgs) -> anyhow::Result<Arc<dyn ImageAdm
         .context("cannot open the engine's images")
 }
 
-fn engine_config(common: &CommonArgs) -> EngineConfig {
+/// Where the engine of the options is.
+pub(super) fn engine_config(common: &CommonArgs) -> EngineConfig {
     EngineConfig {
         state_dir: common.state_dir.clone(),
         run_dir: common.run_dir.clone(),

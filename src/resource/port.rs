@@ -121,6 +121,12 @@ impl Drop for PortLease {
     }
 }
 
+/// Whether no program of the host uses this port.
+#[must_use]
+pub fn is_free(port: u16) -> bool {
+    hold(port).is_ok()
+}
+
 /// Binds a port on all addresses without listening.
 fn hold(port: u16) -> rustix::io::Result<OwnedFd> {
     let socket = socket_with(

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::{ContainerSpec, NetworkMode};
 
 /// Where systemd-resolved keeps the real servers when /etc/resolv.conf names its own stub.
-const SOURCES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+pub const SOURCES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
 /// Files to write into the root, or to mount over it, by absolute path inside.
 #[must_use]
@@ -34,7 +34,8 @@ pub fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<(PathBuf, S
 }
 
 /// A resolv.conf without the servers on the host's loopback interface; `None` when no server is left.
-fn reachable(text: &str) -> Option<String> {
+#[must_use]
+pub fn reachable(text: &str) -> Option<String> {
     let server = |line: &str| {
         let rest = line.trim().strip_prefix("nameserver")?;
         rest.trim().parse::<IpAddr>().ok()

@@ -29,6 +29,12 @@ pub fn check() -> Result<(), Lacking> {
     lacking(|capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false))
 }
 
+/// Whether this process may raise hard limits.
+#[must_use]
+pub fn may_raise_limits() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap_or(false)
+}
+
 fn lacking(has: impl Fn(Capability) -> bool) -> Result<(), Lacking> {
     let lacking: Vec<String> = NEEDED
         .into_iter()

@@ -23,7 +23,7 @@ use crate::stats::StatsCollector;
 use crate::sys::cgroup::{self, Hierarchies};
 
 /// Label that makes an image a kernel's.
-const KERNELSPEC: &str = "ai.backend.kernelspec";
+pub const KERNELSPEC: &str = "ai.backend.kernelspec";
 /// Host ports for runs: beside the default range of the daemon.
 const PORTS: std::ops::RangeInclusive<u16> = 31_001..=32_000;
 /// The file that a living run holds locked.

@@ -195,11 +195,27 @@ fn list(args: &[&str]) -> Result<Vec<Value>, NetworkError> {
     }
 }
 
+/// Has the rules checked and not applied.
+pub(super) fn try_out(nft: &str, subnet: Ipv4Net) -> Result<(), NetworkError> {
+    run_with(nft, &["-c", "-f", "-"], &script("bai-probe", subnet, &[]))
+}
+
+/// Whether FORWARD has a dropping policy.
+pub(super) fn forward_is_dropped() -> Result<bool, NetworkError> {
+    let all = filter_table()?;
+    let mut chains = all.iter().map(|item| &item["chain"]);
+    Ok(chains.any(|chain| chain["name"] == "FORWARD" && chain["policy"] == "drop"))
+}
+
 /// Runs a script as one transaction.
 fn run(script: &str) -> Result<(), NetworkError> {
+    run_with("nft", &["-f", "-"], script)
+}
+
+fn run_with(program: &str, args: &[&str], script: &str) -> Result<(), NetworkError> {
     let refused = |error: std::io::Error| NetworkError::Firewall(error.to_string());
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
+    let mut child = Command::new(program)
+        .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -61,6 +61,24 @@ pub(super) fn connect(
     })
 }
 
+/// Makes a bridge and a pair at it in a new namespace, which ends with the thread.
+pub(super) fn try_out() -> Result<(), NetworkError> {
+    on_thread(|| {
+        block_on(async {
+            netns::enter_new().map_err(NetworkError::host("make a network namespace"))?;
+            let (host, _task) = connection()?;
+            let bridge = LinkBridge::new("bridge").build();
+            let made = host.link().add(bridge).execute().await;
+            made.map_err(NetworkError::netlink("make a bridge"))?;
+            let index = index(&host, "bridge").await?;
+            let index = index.ok_or_else(|| missing("bridge"))?;
+            let pair = LinkVeth::new("one", "other").controller(index).build();
+            let made = host.link().add(pair).execute().await;
+            made.map_err(NetworkError::netlink("make a veth pair"))
+        })
+    })
+}
+
 /// Removes a link and a namespace; what is not there is no error. Every step is tried.
 pub(super) fn disconnect(interface: &str, namespace: &Path) -> Vec<NetworkError> {
     let link = with_host(async |host| remove_link(host, interface).await);

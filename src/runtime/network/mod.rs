@@ -209,6 +209,31 @@ impl Network {
     }
 }
 
+/// Has the rules of port forwarding checked by Linux, by this `nft`, without applying them.
+///
+/// # Errors
+/// [`NetworkError::Firewall`].
+pub fn try_rules(nft: &str) -> Result<(), NetworkError> {
+    let subnet = Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 29);
+    firewall::try_out(nft, subnet)
+}
+
+/// Makes a bridge and a veth pair in a network namespace of their own, which ends with them.
+///
+/// # Errors
+/// What Linux refused.
+pub fn try_links() -> Result<(), NetworkError> {
+    links::try_out()
+}
+
+/// Whether rules of another program, as far as `nft` sees them, drop forwarded packets.
+///
+/// # Errors
+/// [`NetworkError::Firewall`].
+pub fn forward_is_dropped() -> Result<bool, NetworkError> {
+    firewall::forward_is_dropped()
+}
+
 fn attach(store: &Store, id: &str, ports: Vec<(u16, u16)>) -> Result<Attachment, NetworkError> {
     if id.is_empty() || id.starts_with('.') || id.contains('/') {
         return Err(NetworkError::InvalidId(id.to_owned()));
