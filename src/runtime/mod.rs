@@ -89,31 +89,52 @@ pub trait ContainerRuntime: Send + Sync + fmt::Debug {
     /// Name and version of the engine, or why it cannot serve.
     async fn info(&self) -> Result<RuntimeInfo>;
 
-    /// Prepares everything but runs nothing: snapshot, mounts, devices, limits, network, ports. Undoes itself on
-    /// failure. A second `create` with the id of a living container fails with [`RuntimeError::Invalid`].
+    /// Prepares everything but runs nothing: snapshot, mounts, devices, limits, network, ports.
+    ///
+    /// A request that is wrong fails with [`RuntimeError::Invalid`], which names the part; where only running it shows
+    /// that it is wrong (a program that is not there, a port that is taken), some engines say so here and others in
+    /// [`Self::start`]. A second `create` with the id or the name of a container that is there is wrong. An image that is
+    /// not there is [`RuntimeError::ImageMissing`]. A limit that cannot be applied is an error. After any failure
+    /// nothing is left.
+    ///
+    /// Inside, the program has namespaces of its own, the image's files with changes that no other container sees, the
+    /// working folder (made where it is missing), the environment of the image overridden by the request's, standard
+    /// input without content, the ordinary devices and those asked for. No file, variable or mount of the agent comes
+    /// in. The engine's own init may be number 1 above the program.
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId>;
 
-    /// Runs the container's process; its ports are forwarded from the host by then. Gives its pid; 0 where the engine
-    /// has no process to tell because it has ended already.
+    /// Runs the container's program; its ports are forwarded from the host by then. Gives the first process, as
+    /// [`Self::inspect`] does; 0 where the engine has no process to tell because it has ended already. Only a container
+    /// that was never started and has not ended can be started: anything else is [`RuntimeError::Invalid`]. After a
+    /// failure the container is still there, to be removed.
     async fn start(&self, id: &ContainerId) -> Result<Pid>;
 
-    /// Waits for the end; returns at once, and as often as asked, when it is over already. Cancel-safe.
+    /// Waits for the end; returns at once, and as often as asked, when it is over already; may be asked before `start`
+    /// and by many at once. Ends when the container is removed, with its status or [`RuntimeError::NotFound`].
+    /// Cancel-safe. Whatever ended while no agent was there is told too.
     async fn wait(&self, id: &ContainerId) -> Result<ExitStatus>;
 
-    /// Sends a signal (its Linux number) to the container's first process; a dead container is not an error.
+    /// Sends a signal (its Linux number) to the container's first process; a dead container is not an error. What the
+    /// process makes of it is its own affair; when it ends, all others of the container end with it. A number that is
+    /// no signal is [`RuntimeError::Invalid`].
     async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()>;
 
-    /// Ends it if need be, and leaves no trace: snapshot, namespaces, cgroups, ports, logs. Absent is done. Also takes the
-    /// id that `create` was asked to use, by which a container is found whose `create` was not answered.
+    /// Ends it if need be, and leaves no trace: snapshot, namespaces, cgroups, ports, logs, name and id are free again.
+    /// Absent is done; many may ask at once. Also takes the id that `create` was asked to use, by which a container is
+    /// found whose `create` was not answered.
     async fn remove(&self, id: &ContainerId) -> Result<()>;
 
-    /// State, labels, pid, cgroup, address and ports of one container.
+    /// State, labels, pid, cgroup, address and ports of one container. It says the same to every agent.
     async fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo>;
 
-    /// All containers that carry our label, dead or alive, also those of an earlier agent.
+    /// All containers that carry our label, dead or alive, also those of an earlier agent. Disturbs no `create` that
+    /// goes on meanwhile.
     async fn list(&self) -> Result<Vec<ContainerInfo>>;
 
-    /// The last `limit` bytes of standard output and error, in order of arrival.
+    /// The last `limit` bytes of standard output and error, in order of arrival, while the container runs and after,
+    /// and across agents. At most `log_limit` bytes are kept, always the newest; an engine may keep less. Each stream
+    /// is in its own order; how the two are mixed is exact only where the engine reads both from one pipe. Text is kept
+    /// byte for byte; bytes that are no UTF-8 may come as U+FFFD where the engine's own log is text.
     async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>>;
 
     /// Sends the last `tail` bytes of the log, be it none, as the first part, then what is written until the container
@@ -123,7 +144,10 @@ pub trait ContainerRuntime: Send + Sync + fmt::Debug {
         log::poll(self, id, tail, to).await
     }
 
-    /// Runs a program in the container and collects its output, within `spec.time_limit`.
+    /// Runs a program in the container and collects its output, within `spec.time_limit`; then it is killed and the
+    /// call fails. The program shares the container's namespaces, cgroups, environment and restrictions; another user
+    /// than root has no capabilities. What it leaves running does not hold the answer. A program or folder that is not
+    /// there, and a container that does not run, are [`RuntimeError::Invalid`].
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput>;
 }
 

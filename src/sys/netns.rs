@@ -1,11 +1,13 @@
 //! Network namespaces kept by a bind mount, as `ip netns` does it.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// Moves the calling thread into a new network namespace and binds it to `path`, which must not be there yet. The
@@ -63,4 +65,44 @@ pub fn enter_new() -> io::Result<File> {
     // SAFETY: only CLONE_FILES makes unshare unsafe, by taking descriptors away from other code of this thread.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
     File::open("/proc/thread-self/ns/net")
+}
+
+/// Brings the loopback interface up in the network namespace of a process, unless that is the caller's own. The calling
+/// thread is in that namespace meanwhile.
+///
+/// # Errors
+/// When there is no such process or Linux refuses.
+pub fn raise_loopback(pid: i32) -> io::Result<()> {
+    let (own, other) = ("/proc/thread-self/ns/net", format!("/proc/{pid}/ns/net"));
+    if fs::read_link(own)? == fs::read_link(&other)? {
+        return Ok(());
+    }
+    let back = File::open(own)?;
+    enter(Path::new(&other))?;
+    let raised = raise(c"lo");
+    move_into_link_name_space(back.as_fd(), Some(LinkNameSpaceType::Network))?;
+    raised
+}
+
+/// Brings an interface of the calling thread's namespace up.
+fn raise(name: &CStr) -> io::Result<()> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    // SAFETY: an `ifreq` is plain numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    for (place, byte) in request.ifr_name[..room].iter_mut().zip(name.to_bytes()) {
+        *place = libc::c_char::from_ne_bytes([*byte]);
+    }
+    let ask = |number, request: &mut libc::ifreq| {
+        // SAFETY: both calls take a pointer to an `ifreq`, which lives until they return.
+        match unsafe { libc::ioctl(socket.as_raw_fd(), number, request) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    ask(libc::SIOCGIFFLAGS, &mut request)?;
+    let up = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
+    // SAFETY: the call above has filled the flags.
+    unsafe { request.ifr_ifru.ifru_flags |= up };
+    ask(libc::SIOCSIFFLAGS, &mut request)
 }

@@ -63,25 +63,6 @@ async fn a_container_whose_user_changed_dies_with_its_monitor_all_the_same() {
 }
 
 #[tokio::test]
-async fn what_ends_while_no_agent_is_there_is_known_to_the_next() {
-    let mut engine = TestEngine::youki().await;
-    let spec = engine.shell("while ! [ -e /go/now ]; do sleep 0.02; done; echo bye; exit 11");
-    let mut spec = spec;
-    fs::create_dir(engine.path("go")).expect("folder");
-    spec.mounts = vec![backendai_agent::runtime::Mount {
-        kind: backendai_agent::runtime::MountKind::Bind(engine.path("go")),
-        target: "/go".into(),
-        read_only: true,
-    }];
-    let id = engine.launch(&spec).await;
-    engine.reopen().await;
-    fs::write(engine.path("go/now"), "").expect("write");
-    assert_eq!(engine.runtime.wait(&id).await.expect("wait").code, 11);
-    assert_eq!(engine.runtime.logs(&id, 100).await.expect("logs"), b"bye\n");
-    engine.close().await;
-}
-
-#[tokio::test]
 async fn what_a_dead_agent_left_half_made_is_gone_after_list() {
     let engine = TestEngine::youki().await;
     let torn = engine.path("run/containers").join("f".repeat(64));
@@ -95,26 +76,6 @@ async fn what_a_dead_agent_left_half_made_is_gone_after_list() {
     .expect("folder");
     assert!(engine.runtime.list().await.expect("list").is_empty());
     engine.assert_nothing_left();
-    engine.close().await;
-}
-
-#[tokio::test]
-async fn a_create_that_goes_on_is_not_taken_for_a_torn_one() {
-    let engine = TestEngine::youki().await;
-    let specs: Vec<_> = (0..4).map(|_| engine.shell("sleep 1000")).collect();
-    let creates =
-        futures_util::future::join_all(specs.iter().map(|spec| engine.runtime.create(spec)));
-    let lists = async {
-        for _ in 0..50 {
-            engine.runtime.list().await.expect("list");
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-        }
-    };
-    let (created, ()) = tokio::join!(creates, lists);
-    for id in created {
-        let id = id.expect("create");
-        engine.runtime.start(&id).await.expect("start");
-    }
     engine.close().await;
 }
 
@@ -157,25 +118,6 @@ async fn what_a_lost_run_folder_leaves_is_gone_at_the_next_open() {
             [id.0.as_str()],
             "{folder}"
         );
-    }
-    engine.close().await;
-}
-
-#[tokio::test]
-async fn opening_an_engine_disturbs_no_create_that_goes_on() {
-    let engine = TestEngine::youki().await;
-    let specs: Vec<_> = (0..4).map(|_| engine.shell("sleep 1000")).collect();
-    let creates =
-        futures_util::future::join_all(specs.iter().map(|spec| engine.runtime.create(spec)));
-    let opens = async {
-        for _ in 0..20 {
-            engine.another().await;
-        }
-    };
-    let (created, ()) = tokio::join!(creates, opens);
-    for id in created {
-        let id = id.expect("create");
-        engine.runtime.start(&id).await.expect("start");
     }
     engine.close().await;
 }

@@ -1,9 +1,12 @@
 //! An engine under test, on folders of its own and with a root of busybox; it must leave nothing behind.
 
 use std::fs;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use backendai_agent::backends::youki::{Rootfs, RootfsSource, Youki};
@@ -13,10 +16,11 @@ use backendai_agent::runtime::DEFAULT_CAPABILITIES;
 use backendai_agent::runtime::fake::{FakeRuntime, no_runner};
 use backendai_agent::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
-    ImageInfo, LABEL_OWNER, Limits, NetworkMode, OWNER, Pid, Result, RuntimeError, RuntimeInfo,
-    Seccomp,
+    ImageInfo, LABEL_OWNER, Limits, LogPart, NetworkMode, OWNER, Pid, PortBinding, Result,
+    RuntimeError, RuntimeInfo, Seccomp,
 };
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 use crate::daemons::{self, Daemon};
 
@@ -86,6 +90,9 @@ impl ContainerRuntime for Recorder {
     async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
         self.engine.logs(id, limit).await
     }
+    async fn follow(&self, id: &ContainerId, tail: usize, to: mpsc::Sender<LogPart>) -> Result<()> {
+        self.engine.follow(id, tail, to).await
+    }
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
         self.engine.exec(id, spec).await
     }
@@ -117,7 +124,7 @@ fn make_root(root: &Path) {
     // A link that must not lead out of the root when a file is put in its place.
     symlink("/etc/passwd", root.join("etc/hostname")).expect("link");
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-    for name in "sh echo cat sleep ls id env nc touch mkdir mknod mount dd head tail kill grep readlink hostname wc pwd ip ps printf true stat unshare yes seq tr df".split(' ') {
+    for name in "sh echo cat sleep ls id env nc touch mkdir mknod mount dd head tail kill grep readlink hostname wc pwd ip ps printf true stat unshare yes seq tr df sort sed cp".split(' ') {
         symlink("busybox", root.join("bin").join(name)).expect("link");
     }
 }
@@ -186,20 +193,25 @@ impl TestEngine {
 
     /// Lets the agent die and another take its place.
     pub async fn reopen(&mut self) {
-        let engine: Arc<dyn ContainerRuntime> = match &self.kind {
+        let engine = self.another().await;
+        self.runtime = recorded(&self.kind, engine, &self.ids);
+    }
+
+    /// Lets the agent die; [`Self::reopen`] lets another take its place.
+    pub fn leave(&mut self) {
+        self.runtime = Arc::new(FakeRuntime::new(no_runner()));
+    }
+
+    /// Opens the engine once more on the same folders.
+    pub async fn another(&self) -> Arc<dyn ContainerRuntime> {
+        match &self.kind {
             Kind::Fake(fake) => Arc::new(fake.clone()),
             Kind::Youki => open(self.dir.path()).await,
             Kind::Daemon(kind, daemon) => {
                 let opened = backends::open(*kind, config(self.dir.path(), daemon)).await;
                 opened.expect("the engine opens again").runtime
             }
-        };
-        self.runtime = recorded(&self.kind, engine, &self.ids);
-    }
-
-    /// Opens the engine without a daemon once more on the same folders.
-    pub async fn another(&self) -> Arc<dyn ContainerRuntime> {
-        open(self.dir.path()).await
+        }
     }
 
     /// Opens it once more with another program as monitor and another folder as the image's root.
@@ -222,10 +234,8 @@ impl TestEngine {
     /// A container that runs a script.
     pub fn shell(&self, script: &str) -> ContainerSpec {
         let id = format!("{0}{0}", uuid::Uuid::new_v4().simple());
-        if !matches!(self.kind, Kind::Daemon(RuntimeKind::Docker, _)) {
-            // What a create that fails may have left has this id.
-            self.ids.lock().expect("lock").push(ContainerId(id.clone()));
-        }
+        // What a create that fails may have left has this id.
+        self.ids.lock().expect("lock").push(ContainerId(id.clone()));
         ContainerSpec {
             name: format!("kernel.test.{id}"),
             id: ContainerId(id),
@@ -263,6 +273,18 @@ impl TestEngine {
         id
     }
 
+    /// Asks for what cannot be: the error of `create`, or of `start` where only that shows it; then the container, which
+    /// is still there, is removed.
+    pub async fn refused(&self, spec: &ContainerSpec) -> RuntimeError {
+        let id = match self.runtime.create(spec).await {
+            Ok(id) => id,
+            Err(error) => return error,
+        };
+        let error = self.runtime.start(&id).await.expect_err("it cannot");
+        self.runtime.remove(&id).await.expect("remove");
+        error
+    }
+
     /// Runs a container to its end, removes it, and gives its end and its log.
     pub async fn run(&self, spec: &ContainerSpec) -> (ExitStatus, String) {
         let id = self.launch(spec).await;
@@ -291,7 +313,7 @@ impl TestEngine {
             if String::from_utf8_lossy(&log).contains(text) {
                 return;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("the container never printed {text:?}");
     }
@@ -325,11 +347,27 @@ impl TestEngine {
             let processes = processes(&mark).into_iter();
             left.extend(processes.map(|(pid, text)| format!("{pid} {text}")));
         }
-        for id in self.ids() {
-            let cgroups = cgroups(&id).into_iter();
-            left.extend(cgroups.map(|path| path.display().to_string()));
-        }
+        let cgroups = self.cgroups().into_iter();
+        left.extend(cgroups.map(|path| path.display().to_string()));
         left
+    }
+
+    /// The cgroups of all containers, in every hierarchy.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let mut parents = vec![PathBuf::from("backendai")];
+        if let Kind::Daemon(_, daemon) = &self.kind {
+            let name = daemon.folder();
+            let name = name.file_name().expect("a folder has a name");
+            parents.push(Path::new("backendai-test").join(name));
+        }
+        let mut found = Vec::new();
+        for root in hierarchies() {
+            for parent in &parents {
+                found.extend(self.ids().iter().map(|id| root.join(parent).join(&id.0)));
+            }
+        }
+        found.retain(|path| path.exists());
+        found
     }
 
     /// Files and folders of containers.
@@ -462,38 +500,117 @@ pub fn processes(text: &str) -> Vec<(i32, String)> {
     lines.filter(|(_, line)| line.contains(text)).collect()
 }
 
-/// The cgroups of a container, in every hierarchy.
-pub fn cgroups(id: &ContainerId) -> Vec<PathBuf> {
-    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
-    roots.extend(
-        fs::read_dir(&roots[0])
-            .expect("cgroups")
-            .flatten()
-            .map(|entry| entry.path()),
-    );
-    roots.retain(|root| root.is_dir());
-    let paths = roots
-        .into_iter()
-        .map(|root| root.join("backendai").join(&id.0));
-    paths.filter(|path| path.exists()).collect()
-}
-
 /// Whether this machine has only cgroup version 2.
 pub fn unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
-/// Reads a file of a container's cgroup: on version 1 in the hierarchy of `controller`.
-pub fn cgroup_file(id: &ContainerId, controller: &str, file: &str) -> String {
-    let root = Path::new("/sys/fs/cgroup");
-    let hierarchy = if unified() {
-        root.to_owned()
-    } else {
-        root.join(controller)
-    };
-    let path = hierarchy.join("backendai").join(&id.0).join(file);
-    fs::read_to_string(&path)
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-        .trim()
-        .to_owned()
+/// The roots of all hierarchies.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let entries = fs::read_dir(&root).expect("cgroups").flatten();
+    let mut roots: Vec<_> = entries.map(|entry| entry.path()).collect();
+    roots.push(root);
+    roots.retain(|root| root.is_dir());
+    roots
+}
+
+/// Where a container's cgroups are, as the engine tells it.
+pub struct Cgroup(PathBuf);
+
+/// The cgroup of a container.
+pub async fn cgroup_of(engine: &TestEngine, id: &ContainerId) -> Cgroup {
+    let info = engine.runtime.inspect(id).await.expect("inspect");
+    Cgroup(info.cgroup.expect("it has a cgroup"))
+}
+
+impl Cgroup {
+    /// Its folder: on version 1 in the hierarchy of `controller`.
+    pub fn folder(&self, controller: &str) -> PathBuf {
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchy = if unified() {
+            root.to_owned()
+        } else {
+            root.join(controller)
+        };
+        hierarchy.join(self.0.strip_prefix("/").expect("an absolute path"))
+    }
+
+    /// The text of one of its files.
+    pub fn file(&self, controller: &str, file: &str) -> String {
+        let path = self.folder(controller).join(file);
+        let text = fs::read_to_string(&path);
+        let text = text.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        text.trim().to_owned()
+    }
+}
+
+/// The processes of a cgroup and of those below it.
+pub fn members(folder: &Path) -> Vec<i32> {
+    let file = folder.join("cgroup.procs");
+    let text = fs::read_to_string(&file);
+    let text = text.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let mut pids: Vec<_> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    for entry in fs::read_dir(folder).expect("cgroup").flatten() {
+        if entry.path().is_dir() {
+            pids.extend(members(&entry.path()));
+        }
+    }
+    pids
+}
+
+/// The namespace of this thread, as its link tells it.
+pub fn own_namespace(kind: &str) -> String {
+    let link = fs::read_link(format!("/proc/thread-self/ns/{kind}"));
+    link.expect("namespace").display().to_string()
+}
+
+/// The first process of a container.
+pub async fn pid_of(engine: &TestEngine, id: &ContainerId) -> Pid {
+    let info = engine.runtime.inspect(id).await.expect("inspect");
+    info.pid.expect("it runs")
+}
+
+/// A request to run a program as root.
+pub fn exec_spec(args: &[&str]) -> ExecSpec {
+    ExecSpec {
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
+        env: Vec::new(),
+        cwd: PathBuf::from("/"),
+        user: (0, 0),
+        time_limit: Duration::from_secs(60),
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bind");
+    listener.local_addr().expect("address").port()
+}
+
+/// A container on the bridge whose port 2000 is forwarded.
+pub fn bridged(engine: &TestEngine, script: &str, port: u16) -> ContainerSpec {
+    let mut spec = engine.shell(script);
+    spec.network = NetworkMode::Bridge;
+    spec.ports = vec![PortBinding {
+        host: port,
+        container: 2000,
+    }];
+    spec
+}
+
+/// What the server behind a port says, once it can be reached.
+pub async fn greeting(address: Ipv4Addr, port: u16) -> String {
+    let mut text = String::new();
+    for _ in 0..400 {
+        if let Ok(mut stream) = TcpStream::connect((address, port)) {
+            let patience = Some(Duration::from_secs(10));
+            stream.set_read_timeout(patience).expect("timeout");
+            if matches!(stream.read_to_string(&mut text), Ok(1..)) {
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    text
 }

@@ -37,6 +37,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{Folder, Init, Record};
 use super::rootfs;
 use crate::runtime::cgroup::Hierarchies;
+use crate::sys::netns;
 
 /// What the monitor answers to `create` and `start`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -152,6 +153,8 @@ impl Monitor {
             .with_detach(true)
             .build()?;
         let pid = container.pid().ok_or("libcontainer gave no pid")?.as_raw();
+        // libcontainer leaves it down in a namespace that it makes.
+        netns::raise_loopback(pid)?;
         go_to(folder.path())?;
         let control = UnixListener::bind("ctl")?;
         go_to("/")?;

@@ -16,7 +16,7 @@ pub use self::krunner::{RunnerEnd, RunnerScript, RunnerSide, no_runner, tiny_run
 use super::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ContainerState, ExecOutput,
     ExecSpec, ExitStatus, ImageInfo, ImageStore, LABEL_OWNER, OWNER, Pid, RegistryAuth, Result,
-    RuntimeError, RuntimeInfo,
+    RuntimeError, RuntimeInfo, check,
 };
 
 /// Process ids of the fake are above those that Linux gives: nobody must take them for a real process.
@@ -248,7 +248,16 @@ impl ContainerRuntime for FakeRuntime {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
         self.injected(Verb::Create).await?;
+        if !check::is_id(&spec.id) {
+            return Err(check::invalid_id(&spec.id));
+        }
+        check::request(spec)?;
         let mut state = self.state();
+        let mut others = state.containers.values();
+        if let Some(other) = others.find(|it| it.spec.name == spec.name && it.spec.id != spec.id) {
+            let text = format!("the name {} is taken by {}", spec.name, other.spec.id);
+            return Err(invalid(text));
+        }
         if state.containers.contains_key(&spec.id) {
             return Err(invalid(format!("container {} exists already", spec.id)));
         }

@@ -2,11 +2,19 @@
 
 use backendai_agent::runtime::Limits;
 
-use crate::engine::{TestEngine, cgroup_file, cgroups, unified};
+use crate::engine::{TestEngine, cgroup_of, members, unified};
 
-#[tokio::test]
-async fn the_limits_are_in_the_cgroups() {
-    let engine = TestEngine::youki().await;
+contract! {
+    the_limits_are_in_the_cgroups
+    the_first_process_is_in_the_cgroup_that_is_told
+    a_container_without_limits_has_none
+    a_container_that_takes_too_much_memory_is_killed_and_that_is_told
+    a_child_that_took_too_much_memory_is_told_though_the_first_process_ended_well
+    a_fork_bomb_stops_at_the_limit
+    a_limit_that_cannot_be_applied_is_an_error_and_leaves_nothing
+}
+
+async fn the_limits_are_in_the_cgroups(engine: TestEngine) {
     let mut spec = engine.shell("sleep 1000");
     spec.limits = Limits {
         cpu_quota_us: Some(50_000),
@@ -18,6 +26,7 @@ async fn the_limits_are_in_the_cgroups() {
         shm_bytes: None,
     };
     let id = engine.launch(&spec).await;
+    let cgroup = cgroup_of(&engine, &id).await;
     let version_1 = [
         ("cpu", "cpu.cfs_quota_us", "50000"),
         ("cpu", "cpu.cfs_period_us", "100000"),
@@ -33,54 +42,37 @@ async fn the_limits_are_in_the_cgroups() {
         ("pids", "pids.max", "20"),
     ];
     for (controller, file, value) in if unified() { version_2 } else { version_1 } {
-        assert_eq!(cgroup_file(&id, controller, file), value, "{file}");
+        assert_eq!(cgroup.file(controller, file), value, "{file}");
     }
     engine.close().await;
 }
 
-#[tokio::test]
-async fn the_first_process_is_in_the_cgroup_that_is_told() {
-    let engine = TestEngine::youki().await;
+async fn the_first_process_is_in_the_cgroup_that_is_told(engine: TestEngine) {
     let id = engine.launch(&engine.shell("sleep 1000")).await;
     let info = engine.runtime.inspect(&id).await.expect("inspect");
-    assert_eq!(
-        info.cgroup.as_deref(),
-        Some(format!("/backendai/{id}").as_ref())
-    );
-    let pid = info.pid.expect("it runs").to_string();
-    let (least, file) = if unified() {
-        (1, "container/cgroup.procs")
-    } else {
-        (5, "cgroup.procs")
-    };
-    assert!(cgroups(&id).len() >= least);
+    let pid = info.pid.expect("it runs");
+    let cgroup = cgroup_of(&engine, &id).await;
     for controller in ["cpu", "memory", "pids", "devices", "cpuset"] {
-        let tasks = cgroup_file(&id, controller, file);
-        assert!(
-            tasks.lines().any(|task| task == pid),
-            "{controller}: {tasks}"
-        );
+        let members = members(&cgroup.folder(controller));
+        assert!(members.contains(&pid), "{controller}: {members:?}");
     }
     engine.close().await;
 }
 
-#[tokio::test]
-async fn a_container_without_limits_has_none() {
-    let engine = TestEngine::youki().await;
+async fn a_container_without_limits_has_none(engine: TestEngine) {
     let id = engine.launch(&engine.shell("sleep 1000")).await;
     let (file, none) = if unified() {
         ("cpu.max", "max 100000")
     } else {
         ("cpu.cfs_quota_us", "-1")
     };
-    assert_eq!(cgroup_file(&id, "cpu", file), none);
-    assert_eq!(cgroup_file(&id, "pids", "pids.max"), "max");
+    let cgroup = cgroup_of(&engine, &id).await;
+    assert_eq!(cgroup.file("cpu", file), none);
+    assert_eq!(cgroup.file("pids", "pids.max"), "max");
     engine.close().await;
 }
 
-#[tokio::test]
-async fn a_container_that_takes_too_much_memory_is_killed_and_that_is_told() {
-    let engine = TestEngine::youki().await;
+async fn a_container_that_takes_too_much_memory_is_killed_and_that_is_told(engine: TestEngine) {
     let mut spec = engine.shell("exec dd if=/dev/zero of=/dev/null bs=200M count=1");
     spec.limits.memory_bytes = Some(32 << 20);
     spec.limits.swap_bytes = Some(0);
@@ -89,9 +81,9 @@ async fn a_container_that_takes_too_much_memory_is_killed_and_that_is_told() {
     engine.close().await;
 }
 
-#[tokio::test]
-async fn a_child_that_took_too_much_memory_is_told_though_the_first_process_ended_well() {
-    let engine = TestEngine::youki().await;
+async fn a_child_that_took_too_much_memory_is_told_though_the_first_process_ended_well(
+    engine: TestEngine,
+) {
     let mut spec = engine.shell("dd if=/dev/zero of=/dev/null bs=200M count=1; echo $?");
     spec.limits.memory_bytes = Some(32 << 20);
     spec.limits.swap_bytes = Some(0);
@@ -101,9 +93,7 @@ async fn a_child_that_took_too_much_memory_is_told_though_the_first_process_ende
     engine.close().await;
 }
 
-#[tokio::test]
-async fn a_fork_bomb_stops_at_the_limit() {
-    let engine = TestEngine::youki().await;
+async fn a_fork_bomb_stops_at_the_limit(engine: TestEngine) {
     let mut spec = engine.shell("for i in $(seq 50); do sleep 1000 & done; echo all");
     spec.limits.pids = Some(10);
     let id = engine.launch(&spec).await;
@@ -113,26 +103,20 @@ async fn a_fork_bomb_stops_at_the_limit() {
     engine.close().await;
 }
 
-#[tokio::test]
-async fn a_limit_that_cannot_be_applied_is_an_error_and_leaves_nothing() {
-    let engine = TestEngine::youki().await;
-    for limits in [
-        Limits {
-            cpuset: Some("4000".to_owned()),
-            ..Limits::default()
-        },
-        Limits {
-            cpu_quota_us: Some(1),
-            ..Limits::default()
-        },
-    ] {
+async fn a_limit_that_cannot_be_applied_is_an_error_and_leaves_nothing(engine: TestEngine) {
+    let cpuset = Limits {
+        cpuset: Some("4000".to_owned()),
+        ..Limits::default()
+    };
+    let quota = Limits {
+        cpu_quota_us: Some(1),
+        ..Limits::default()
+    };
+    for limits in [cpuset, quota] {
         let mut spec = engine.shell("true");
         spec.limits = limits;
-        engine
-            .runtime
-            .create(&spec)
-            .await
-            .expect_err("Linux refuses");
+        let made = engine.runtime.create(&spec).await;
+        made.expect_err("Linux refuses");
         engine.assert_nothing_left();
     }
     engine.close().await;

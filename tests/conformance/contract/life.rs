@@ -1,38 +1,18 @@
-//! The promises of the trait, for every engine.
+//! A container's life, also on the engine in memory.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backendai_agent::runtime::{
-    ContainerId, ContainerState, ExecSpec, LABEL_KERNEL_ID, RuntimeError,
-};
+use backendai_agent::runtime::{ContainerId, ContainerState, LABEL_KERNEL_ID, RuntimeError};
 
-use crate::engine::{IMAGE, TestEngine};
+use crate::engine::{IMAGE, TestEngine, exec_spec};
 
 /// Signal numbers.
 const KILL: i32 = 9;
 
-/// Makes each test once for each engine.
-macro_rules! contract {
-    ($($name:ident)*) => {
-        mod fake { $( #[tokio::test] async fn $name() {
-            super::$name(crate::engine::TestEngine::fake().await).await
-        } )* }
-        mod youki { $( #[tokio::test] async fn $name() {
-            super::$name(crate::engine::TestEngine::youki().await).await
-        } )* }
-        mod containerd { $( #[tokio::test] async fn $name() {
-            if let Some(engine) = crate::engine::TestEngine::containerd().await { super::$name(engine).await }
-        } )* }
-        mod docker { $( #[tokio::test] async fn $name() {
-            if let Some(engine) = crate::engine::TestEngine::docker().await { super::$name(engine).await }
-        } )* }
-    };
-}
-
 contract! {
+    with fake:
     a_container_is_created_then_runs_then_has_stopped
     the_exit_code_is_told_as_often_as_asked
     wait_returns_when_the_container_ends
@@ -44,6 +24,8 @@ contract! {
     a_missing_image_is_named_and_nothing_is_made
     a_container_starts_once
     a_container_that_has_stopped_does_not_start
+    wait_may_be_asked_before_start
+    creating_takes_no_name_that_is_in_use_and_gives_it_back
     a_killed_container_tells_the_signal
     killing_a_dead_container_is_not_an_error
     a_container_that_was_never_started_can_be_removed
@@ -214,15 +196,41 @@ async fn a_container_starts_once(engine: TestEngine) {
 }
 
 async fn a_container_that_has_stopped_does_not_start(engine: TestEngine) {
-    let id = engine
-        .runtime
-        .create(&engine.shell("sleep 1000"))
-        .await
-        .expect("create");
-    engine.runtime.kill(&id, KILL).await.expect("kill");
+    let id = engine.launch_to_end(0).await;
     engine.runtime.wait(&id).await.expect("wait");
     let error = engine.runtime.start(&id).await.expect_err("dead");
     assert!(matches!(error, RuntimeError::Invalid(_)), "{error}");
+    engine.close().await;
+}
+
+async fn wait_may_be_asked_before_start(engine: TestEngine) {
+    let spec = engine.shell("sleep 1000");
+    let id = engine.runtime.create(&spec).await.expect("create");
+    let mut wait = engine.runtime.wait(&id);
+    let short = Duration::from_millis(100);
+    let early = tokio::time::timeout(short, wait.as_mut()).await;
+    assert!(early.is_err(), "it has not even begun: {early:?}");
+    engine.runtime.start(&id).await.expect("start");
+    engine.runtime.kill(&id, KILL).await.expect("kill");
+    assert_eq!(wait.await.expect("wait").code, 128 + KILL);
+    engine.close().await;
+}
+
+async fn creating_takes_no_name_that_is_in_use_and_gives_it_back(engine: TestEngine) {
+    let (one, mut two) = (engine.shell("sleep 1000"), engine.shell("sleep 1000"));
+    two.name.clone_from(&one.name);
+    let (first, second) = tokio::join!(engine.runtime.create(&one), engine.runtime.create(&two));
+    let (made, error, refused) = match (first, second) {
+        (Ok(made), Err(error)) => (made, error, two),
+        (Err(error), Ok(made)) => (made, error, one),
+        both => panic!("one of two has the name: {both:?}"),
+    };
+    assert!(
+        matches!(&error, RuntimeError::Invalid(text) if text.contains(&refused.name)),
+        "{error:?}"
+    );
+    engine.runtime.remove(&made).await.expect("remove");
+    engine.runtime.create(&refused).await.expect("it is free");
     engine.close().await;
 }
 
@@ -416,15 +424,4 @@ async fn the_log_of_a_silent_container_is_empty(engine: TestEngine) {
             .is_empty()
     );
     engine.close().await;
-}
-
-/// A request to run a program as root.
-pub fn exec_spec(args: &[&str]) -> ExecSpec {
-    ExecSpec {
-        args: args.iter().map(|&arg| arg.to_owned()).collect(),
-        env: Vec::new(),
-        cwd: PathBuf::from("/"),
-        user: (0, 0),
-        time_limit: Duration::from_secs(60),
-    }
 }
