@@ -12,8 +12,12 @@ demo: ## run Python in a container, from nothing: make demo [RUNTIME=youki]
 check: ## formatting, lints, documentation, dependencies, unit tests: minutes, no services
 	@scripts/check.sh
 
-test: ## everything: unit and integration tests, the real 19.03.3 manager, the virtual machine
+test: ## everything (engines, the real 19.03.3 manager, the virtual machine); one engine: make test RUNTIME=docker
+ifeq ($(origin RUNTIME), file)
 	@scripts/test.sh
+else
+	@scripts/test.sh --runtime $(RUNTIME)
+endif
 
 bench: ## measure; writes target/bench.json and a table
 	@scripts/bench.sh

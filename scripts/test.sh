@@ -2,7 +2,8 @@
 # make test: every lane, one after the other. Ends with one line, `N passed, N failed, N skipped`, over all of them.
 # Each lane's full output is in target/test-logs; what failed and what was skipped is shown here.
 #
-#   test.sh [LANE...]     rust, doc, real_stack, vm; all of them without arguments
+#   test.sh [LANE...]     rust, containerd, docker, doc, real_stack, vm; all of them without arguments
+#   test.sh --runtime E   one engine alone (youki, containerd, docker): conformance, lifecycle, the program itself
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/build-deps.sh
@@ -24,22 +25,33 @@ number_before() { grep -oE "[0-9]+ $1" | sum; }
 # A Rust test that lacks something prints one line `skipped: needs ...` and returns; nothing else may begin so.
 skips_in() { grep -oE '^ *skipped: needs .*' "$1" | sed 's/^ */    /'; }
 
+# Which tests belong to an engine: those in a module, or a test program, that has its name. Unit tests need no daemon.
+of_engine() { echo "(kind(test) & (test(/(^|::)$1(_|::)/) | binary(/^$1/)))"; }
+others="$(of_engine containerd) | $(of_engine docker)"
+# Without nextest, libtest's own filter does for a lane of one engine; the rust lane runs everything then, and each test starts
+# its own daemon.
+# rust_lane NAME FILTER [COMMAND...]: the Rust tests that a filter of nextest takes, inside of a command.
 rust_lane() {
-  local log=$logs/rust.log status=0 summary p f s start=$SECONDS
+  local name=$1 filter=$2 log=$logs/$1.log status=0 summary p f s start=$SECONDS
+  shift 2
   if need_cargo_tool cargo-nextest "$nextest_version"; then
-    cargo nextest run --workspace --no-fail-fast --hide-progress-bar --success-output immediate > "$log" 2>&1 || status=$?
+    "$@" cargo nextest run --workspace --no-fail-fast --hide-progress-bar --success-output immediate -E "$filter" > "$log" 2>&1 || status=$?
     summary=$(grep -E '^ *Summary ' "$log" | tail -1)
-    p=$(number_before passed <<< "$summary") s=$(number_before skipped <<< "$summary")
+    p=$(number_before passed <<< "$summary") s=0
     f=$(( $(number_before failed <<< "$summary") + $(number_before 'timed out' <<< "$summary") + $(number_before 'exec failed' <<< "$summary") ))
     grep -E '^ *(FAIL|TIMEOUT|SIGABRT|SIGSEGV|ABORT) ' "$log" | sort -u
   else
-    cargo test --workspace --lib --bins --tests --no-fail-fast -- --nocapture > "$log" 2>&1 || status=$?
+    [ "$name" = rust ] && name_filter= || name_filter=$name::
+    # shellcheck disable=SC2086
+    "$@" cargo test --workspace --lib --bins --tests --no-fail-fast -- --nocapture $name_filter > "$log" 2>&1 || status=$?
     summary=$(grep -E '^test result:' "$log")
     p=$(number_before passed <<< "$summary") f=$(number_before failed <<< "$summary") s=$(number_before ignored <<< "$summary")
     grep -E '^test .* FAILED$' "$log"
   fi
-  finish rust "$status" "$log" "$p" "$f" "$s" "$start"
+  finish "$name" "$status" "$log" "$p" "$f" "$s" "$start"
 }
+# engine_lane ENGINE: the tests of an engine with a daemon, which all share one.
+engine_lane() { rust_lane "$1" "$(of_engine "$1")" tests/daemons/lane.sh "$1"; }
 
 doc_lane() {
   local log=$logs/doc.log status=0 summary start=$SECONDS
@@ -63,7 +75,7 @@ finish() {
   local lane=$1 status=$2 log=$3 p=$4 f=$5 s=$6 start=$7 lacking
   # what lacks cgroup v2 here runs in the virtual machine, and is counted there
   lacking=$(skips_in "$log" | sed 's/version 2 cgroup.*/& (runs in the virtual machine)/')
-  if [ -n "$lacking" ] && [ "$lane" = rust ]; then
+  if [ -n "$lacking" ] && [[ $lane =~ ^(rust|youki|containerd|docker)$ ]]; then
     echo "$lacking"
     p=$((p - $(wc -l <<< "$lacking"))) s=$((s + $(grep -vc 'runs in the virtual machine' <<< "$lacking")))
   fi
@@ -77,9 +89,19 @@ finish() {
   count "$p" "$f" "$s" "$lane" $((SECONDS - start))
 }
 
-[ $# -gt 0 ] || set -- rust doc real_stack vm
+# One engine: its lane, and for the engine without a daemon what runs on it in the rust lane.
+if [ "${1:-}" = --runtime ]; then
+  case ${2:-} in
+    youki|containerd|docker) set -- "$2";;
+    *) die "no runtime ${2:-}: there are youki, containerd, docker";;
+  esac
+fi
+[ $# -gt 0 ] || set -- rust containerd docker doc real_stack vm
+wants() { local lane; for lane in "${lanes[@]}"; do case $lane in $1) return 0;; esac; done; return 1; }
+lanes=("$@")
 need_build && need_runtime && need_apt python3 python3-venv busybox-static jq iptables &&
   need_services etcd-server redis-server docker-registry || exit 1
+if wants 'rust|containerd|docker|real_stack'; then need_services containerd runc docker.io || exit 1; fi
 say "building"
 if ! cargo build --workspace > "$logs/build.log" 2>&1; then
   tail -40 "$logs/build.log" >&2
@@ -89,11 +111,13 @@ fi
 for lane in "$@"; do
   say "lane $lane"
   case $lane in
-    rust) rust_lane;;
+    rust) rust_lane rust "not ($others)";;
+    youki) rust_lane youki "(kind(test) & (test(/(^|::)youki::/) | binary(node))) - ($others)";;
+    containerd|docker) engine_lane "$lane";;
     doc) doc_lane;;
     real_stack) script_lane real_stack tests/real_stack/run.sh;;
     vm) script_lane vm tests/vm/lane.sh;;
-    *) die "no lane $lane: there are rust, doc, real_stack, vm";;
+    *) die "no lane $lane: there are rust, youki, containerd, docker, doc, real_stack, vm";;
   esac
 done
 echo "$passed passed, $failed failed, $skipped skipped"
