@@ -2,10 +2,14 @@
 //!
 //! A program of its own because of its memory: there is one for each container, and the agent's own program costs
 //! megabytes for its relocations and libcontainer's heap alone. `build.rs` of the agent builds it static and embeds it;
-//! the engine without a daemon (`src/backends/youki`) starts it in the monitor's process when the container runs.
+//! the engine without a daemon (`src/backends/youki`) starts it in the monitor's process when the container runs. Under
+//! containerd a shim is the container's parent: there the same program only collects the log, and stands before runc.
 
+mod collect;
 pub mod follow;
+pub mod handler;
 pub mod log;
 mod watch;
 
+pub use collect::Collect;
 pub use watch::{Watch, oom_kills};

@@ -1,20 +1,35 @@
-//! The program: standard input is what the container prints, standard output is only held open (a lock of the agent's).
+//! The program: a monitor, a collector of a log, or what stands before runc, told by its command line.
+//!
+//! As a monitor, standard input is what the container prints, standard output is only held open (a lock of the agent's).
 
+use std::ffi::OsString;
 use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use backendai_monitor::Watch;
+use backendai_monitor::{Collect, Watch, handler};
 
 fn main() -> ExitCode {
-    let Some(watch) = Watch::from_args(std::env::args_os().skip(1)) else {
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    let args: Vec<OsString> = args.collect();
+    let done = if let Some(watch) = Watch::from_args(args.iter().cloned()) {
+        monitor(&watch)
+    } else if let Some(collect) = Collect::from_args(args.iter().cloned()) {
+        collect.run()
+    } else if let Some(error) = handler::become_real(&name, &args) {
+        Err(error)
+    } else {
         return ExitCode::from(2);
     };
-    let Ok(output) = std::io::stdin().as_fd().try_clone_to_owned() else {
-        return ExitCode::FAILURE;
-    };
-    match watch.run(&File::from(output)) {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+fn monitor(watch: &Watch) -> io::Result<()> {
+    let output = io::stdin().as_fd().try_clone_to_owned()?;
+    watch.run(&File::from(output))
 }
