@@ -171,7 +171,7 @@ pub enum ImageError {
     NotEmpty(String),
     /// The engine that keeps the images does not do it.
     #[error(transparent)]
-    Engine(#[from] RuntimeError),
+    Engine(RuntimeError),
     /// The file system said no.
     #[error("cannot {action}")]
     Io {
@@ -201,6 +201,15 @@ impl ImageError {
         Self::Malformed {
             what: what.into(),
             why: why.to_string(),
+        }
+    }
+}
+
+impl From<RuntimeError> for ImageError {
+    fn from(error: RuntimeError) -> Self {
+        match error {
+            RuntimeError::ImageMissing(image) => Self::Missing(image),
+            other => Self::Engine(other),
         }
     }
 }

@@ -7,10 +7,10 @@ mod compression;
 pub(crate) mod credentials;
 mod error;
 mod import;
-mod layout;
+pub(crate) mod layout;
 mod mounted;
-mod platform;
-mod pull;
+pub(crate) mod platform;
+pub(crate) mod pull;
 mod push;
 mod reference;
 mod unpack;
@@ -102,15 +102,7 @@ impl Store {
     /// [`ImageError::Missing`], [`ImageError::WrongArchitecture`], [`ImageError::Io`].
     pub fn prepare(&self, image: &str) -> Result<PreparedImage> {
         let record = find(&self.layout, image)?;
-        let found = format!("{}/{}", record.config.os(), record.config.architecture());
-        let wanted = format!("linux/{}", architecture());
-        if found != wanted {
-            return Err(ImageError::WrongArchitecture {
-                image: image.to_owned(),
-                found,
-                wanted,
-            });
-        }
+        check_architecture(image, &record.config)?;
         let mut lowers = Vec::new();
         for diff_id in record.config.rootfs().diff_ids().iter().rev() {
             let layer = self.layout.layer(diff_id);
@@ -161,7 +153,7 @@ impl Store {
     /// [`ImageError::InUse`], [`ImageError::Missing`], [`ImageError::Io`].
     pub fn remove(&self, image: &str, in_use: &[String]) -> Result<()> {
         let record = find(&self.layout, image)?;
-        let name = named(&record, image);
+        let name = named(&record.info.names, image);
         let last = name.is_none() || record.info.names.len() < 2;
         let used = |other: &String| {
             find(&self.layout, other).is_ok_and(|other| other.manifest == record.manifest)
@@ -225,6 +217,40 @@ pub fn architecture() -> &'static str {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
+    }
+}
+
+/// Refuses an image for other machines.
+pub(crate) fn check_architecture(image: &str, config: &ImageConfiguration) -> Result<()> {
+    let found = format!("{}/{}", config.os(), config.architecture());
+    let wanted = format!("linux/{}", architecture());
+    if found == wanted {
+        return Ok(());
+    }
+    Err(ImageError::WrongArchitecture {
+        image: image.to_owned(),
+        found,
+        wanted,
+    })
+}
+
+/// What is told of an image, by its config's digest and the config; names, manifest and size are the store's.
+pub(crate) fn info_of(id: String, config: &ImageConfiguration) -> ImageInfo {
+    let inner = config.config().clone().unwrap_or_default();
+    let mut command = inner.entrypoint().clone().unwrap_or_default();
+    command.extend(inner.cmd().clone().unwrap_or_default());
+    ImageInfo {
+        id,
+        labels: inner
+            .labels()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        env: inner.env().clone().unwrap_or_default(),
+        command,
+        architecture: config.architecture().to_string(),
+        ..ImageInfo::default()
     }
 }
 
@@ -331,24 +357,10 @@ fn records(layout: &Layout) -> Result<Vec<Record>> {
 
 fn record(layout: &Layout, digest: String) -> Result<Record> {
     let (manifest, config) = layout.documents(&digest)?;
-    let inner = config.config().clone().unwrap_or_default();
-    let mut command = inner.entrypoint().clone().unwrap_or_default();
-    command.extend(inner.cmd().clone().unwrap_or_default());
     let sizes = config.rootfs().diff_ids().iter();
     let info = ImageInfo {
-        names: Vec::new(),
-        id: manifest.config().digest().to_string(),
-        repo_digest: None,
-        labels: inner
-            .labels()
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .collect(),
-        env: inner.env().clone().unwrap_or_default(),
-        command,
-        architecture: config.architecture().to_string(),
         size: sizes.map(|diff_id| layout.layer_size(diff_id)).sum(),
+        ..info_of(manifest.config().digest().to_string(), &config)
     };
     Ok(Record {
         manifest: digest,
@@ -370,12 +382,11 @@ fn layers_alone(layout: &Layout, record: &Record) -> Result<HashSet<String>> {
 }
 
 /// The name of the image that was meant, if it was a name.
-fn named(record: &Record, image: &str) -> Option<String> {
+pub(crate) fn named(names: &[String], image: &str) -> Option<String> {
     let wanted = ImageRef::parse(image)
         .ok()
         .filter(|_| !image.starts_with("sha256:"))?;
     let exact = wanted.tagged()?;
-    let names = &record.info.names;
     let same = |name: &&String| ImageRef::parse(name).is_ok_and(|name| name.same_image(&wanted));
     names
         .iter()
@@ -387,17 +398,26 @@ fn named(record: &Record, image: &str) -> Option<String> {
 /// One image, by name, by config digest, or by `name@digest`.
 fn find(layout: &Layout, image: &str) -> Result<Record> {
     let mut records = records(layout)?;
+    let all = records
+        .iter()
+        .map(|record| (record.manifest.as_str(), &record.info));
+    let index = position(&all.collect::<Vec<_>>(), image)?;
+    Ok(records.swap_remove(index))
+}
+
+/// Where an image is among all, each with the digest of its manifest.
+pub(crate) fn position(all: &[(&str, &ImageInfo)], image: &str) -> Result<usize> {
     let missing = || ImageError::Missing(image.to_owned());
     if image.starts_with("sha256:") {
-        let found = records.into_iter().find(|record| record.info.id == image);
+        let found = all.iter().position(|(_, info)| info.id == image);
         return found.ok_or_else(missing);
     }
     let wanted = ImageRef::parse(image)?;
-    let named = |record: &Record, matches: &dyn Fn(&str) -> bool| {
+    let named = |(manifest, info): &(&str, &ImageInfo), matches: &dyn Fn(&str) -> bool| {
         let digest = wanted.digest().is_none_or(|digest| {
-            record.manifest == digest || record.info.repo_digest.as_deref() == Some(digest)
+            *manifest == digest || info.repo_digest.as_deref() == Some(digest)
         });
-        digest && record.info.names.iter().any(|name| matches(name))
+        digest && info.names.iter().any(|name| matches(name))
     };
     let exact = wanted.tagged().unwrap_or_else(|| wanted.to_string());
     let same = |name: &str| {
@@ -406,9 +426,8 @@ fn find(layout: &Layout, image: &str) -> Result<Record> {
             None => name.same_repository(&wanted),
         })
     };
-    let index = records
-        .iter()
-        .position(|record| named(record, &|name| name == exact))
-        .or_else(|| records.iter().position(|record| named(record, &same)));
-    Ok(records.swap_remove(index.ok_or_else(missing)?))
+    all.iter()
+        .position(|it| named(it, &|name| name == exact))
+        .or_else(|| all.iter().position(|it| named(it, &same)))
+        .ok_or_else(missing)
 }

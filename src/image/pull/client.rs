@@ -28,7 +28,7 @@ const MANIFESTS: [&str; 4] = [
 ];
 
 /// One repository of a registry, logged in.
-pub(in crate::image) struct Remote {
+pub(crate) struct Remote {
     client: Client,
     image: Reference,
     secret: Secret,
@@ -126,7 +126,7 @@ impl Remote {
     }
 
     /// A blob from `offset` on, or the whole of it where the registry knows no ranges.
-    pub(super) async fn blob(&self, digest: &str, offset: u64) -> Result<BlobResponse> {
+    pub(crate) async fn blob(&self, digest: &str, offset: u64) -> Result<BlobResponse> {
         let response = self
             .client
             .pull_blob_stream_partial(&self.image, digest, offset, None)
@@ -173,7 +173,7 @@ impl Remote {
     }
 
     /// The image's name, for messages.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 

@@ -8,10 +8,10 @@ use std::collections::HashSet;
 use futures_util::StreamExt as _;
 use indicatif::ProgressBar;
 use oci_client::RegistryOperation;
-use oci_spec::image::{Descriptor, ImageIndex};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::client::Remote;
+pub(crate) use self::client::Remote;
 use super::archive::same_length;
 use super::error::{ImageError, Result};
 use super::layout::{Layout, Work, check_digest, digest_of, parse_config, parse_manifest};
@@ -21,7 +21,7 @@ use super::{Added, enter_all};
 use crate::runtime::{ImageInfo, RegistryAuth};
 
 /// Layers that are fetched and unpacked at a time.
-const PARALLEL: usize = 4;
+pub(crate) const PARALLEL: usize = 4;
 
 /// How to pull.
 #[derive(Clone, Debug)]
@@ -78,6 +78,35 @@ async fn fetch(
     name: &ImageRef,
     options: &PullOptions,
 ) -> Result<Added> {
+    let (remote, described) = describe(name, options).await?;
+    let diff_ids = described.config.rootfs().diff_ids().iter().cloned();
+    let layers = described.manifest.layers().iter().cloned().zip(diff_ids);
+    fetch_layers(layout, work, &remote, layers.collect(), &options.progress).await?;
+    layout.write_blob(work, &described.config_bytes)?;
+    Ok(Added {
+        manifest: layout.write_blob(work, &described.manifest_bytes)?,
+        manifest_size: described.manifest_bytes.len() as u64,
+        repo_digest: Some(described.top_digest),
+        names: vec![name.tagged().unwrap_or_else(|| name.to_string())],
+    })
+}
+
+/// The documents of an image, as its registry gave them and checked.
+pub(crate) struct Described {
+    /// What the name stands for: the manifest, or the index of several platforms.
+    pub(crate) top: Vec<u8>,
+    pub(crate) top_digest: String,
+    pub(crate) manifest_bytes: Vec<u8>,
+    pub(crate) manifest: ImageManifest,
+    pub(crate) config_bytes: Vec<u8>,
+    pub(crate) config: ImageConfiguration,
+}
+
+/// Fetches the documents of an image for the platform; its blobs are to be had from the same remote.
+pub(crate) async fn describe(
+    name: &ImageRef,
+    options: &PullOptions,
+) -> Result<(Remote, Described)> {
     let remote = Remote::connect(
         name,
         options.auth.as_ref(),
@@ -90,7 +119,7 @@ async fn fetch(
     if let Some(expected) = name.digest() {
         check_digest(&format!("manifest of {name}"), expected, &top)?;
     }
-    let bytes = match serde_json::from_slice::<ImageIndex>(&top) {
+    let manifest_bytes = match serde_json::from_slice::<ImageIndex>(&top) {
         Ok(index) => {
             let entry = choose(&name.to_string(), index.manifests(), &options.platform)?;
             let digest = entry.digest().to_string();
@@ -98,29 +127,23 @@ async fn fetch(
             check_digest(&format!("manifest {digest} of {name}"), &digest, &bytes)?;
             bytes
         }
-        Err(_) => top,
+        Err(_) => top.clone(),
     };
-    let digest = digest_of(&bytes);
-    let manifest = parse_manifest(&digest, &bytes)?;
+    let manifest = parse_manifest(&digest_of(&manifest_bytes), &manifest_bytes)?;
     let config_digest = manifest.config().digest().to_string();
     let config_bytes = remote.document(&config_digest).await?;
     let config = parse_config(&config_digest, &config_bytes)?;
     let diff_ids = config.rootfs().diff_ids();
     same_length(&name.to_string(), diff_ids.len(), manifest.layers().len())?;
-    let layers: Vec<_> = manifest
-        .layers()
-        .iter()
-        .cloned()
-        .zip(diff_ids.iter().cloned())
-        .collect();
-    fetch_layers(layout, work, &remote, layers, &options.progress).await?;
-    layout.write_blob(work, &config_bytes)?;
-    Ok(Added {
-        manifest: layout.write_blob(work, &bytes)?,
-        manifest_size: bytes.len() as u64,
-        repo_digest: Some(top_digest),
-        names: vec![name.tagged().unwrap_or_else(|| name.to_string())],
-    })
+    let described = Described {
+        top,
+        top_digest,
+        manifest_bytes,
+        manifest,
+        config_bytes,
+        config,
+    };
+    Ok((remote, described))
 }
 
 async fn fetch_layers(
