@@ -1,0 +1,220 @@
+//! `exec`: a second program in a living container. Its shim copies the output into pipes of ours.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_client::services::v1::{
+    Container, DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest, WaitRequest,
+};
+use prost_types::Any;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::{OpenOptions, Receiver};
+
+use super::Inner;
+use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed};
+use super::create::refused;
+use crate::runtime::oci::environment;
+use crate::runtime::{ContainerId, ContainerState, ExecOutput, ExecSpec, Result, RuntimeError};
+
+/// Most of each stream that is kept.
+const MOST: u64 = 16 << 20;
+/// How long output may take to arrive when its program has ended; what that left running may hold it for ever.
+const REST: Duration = Duration::from_millis(100);
+/// Type of a process in containerd's requests.
+const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// A program in a container: ended and forgotten when this is dropped, whatever became of the call.
+struct Exec {
+    engine: Arc<Inner>,
+    container: ContainerId,
+    id: String,
+    folder: PathBuf,
+}
+
+impl Drop for Exec {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+        let (engine, container, id) = (
+            Arc::clone(&self.engine),
+            self.container.0.clone(),
+            self.id.clone(),
+        );
+        let Ok(tokio) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        self.engine.background.spawn_on(
+            async move {
+                let mut client = engine.client.tasks();
+                let kill = KillRequest {
+                    container_id: container.clone(),
+                    exec_id: id.clone(),
+                    signal: 9,
+                    all: false,
+                };
+                let _ = engine
+                    .client
+                    .call(QUICK, client.kill(engine.client.request(kill)))
+                    .await;
+                let wait = wait_request(&container, &id);
+                let _ = engine
+                    .client
+                    .call(QUICK, client.wait(engine.client.request(wait)))
+                    .await;
+                let delete = DeleteProcessRequest {
+                    container_id: container,
+                    exec_id: id,
+                };
+                let deleted = client.delete_process(engine.client.request(delete));
+                if let Err(status) = absent_is_done(engine.client.call(SLOW, deleted).await) {
+                    tracing::debug!("forgetting a program: {}", status.message());
+                }
+            },
+            &tokio,
+        );
+    }
+}
+
+/// Runs a program and collects its output.
+pub(super) async fn exec(
+    engine: &Arc<Inner>,
+    container: &ContainerId,
+    spec: &ExecSpec,
+) -> Result<ExecOutput> {
+    let action = format!(
+        "running {:?} in container {container}",
+        spec.args.first().map_or("", String::as_str)
+    );
+    let (record, _) = engine.container(container).await?;
+    if engine.inspect(container).await?.state != ContainerState::Running {
+        let text = format!("container {container} is not running");
+        return Err(RuntimeError::Invalid(text));
+    }
+    if spec.args.is_empty() {
+        return Err(RuntimeError::Invalid(
+            "there is no program to run".to_owned(),
+        ));
+    }
+    let id = format!("exec-{}", uuid::Uuid::new_v4().simple());
+    let exec = Exec {
+        engine: Arc::clone(engine),
+        container: container.clone(),
+        folder: engine.run_dir.join("containerd").join(&id),
+        id,
+    };
+    match tokio::time::timeout(spec.time_limit, exec.run(&record, spec, &action)).await {
+        Ok(done) => done,
+        Err(_) => {
+            let text = format!("it ran longer than {:?} and was killed", spec.time_limit);
+            Err(engine_error(action, text.into()))
+        }
+    }
+}
+
+impl Exec {
+    async fn run(
+        &self,
+        container: &Container,
+        spec: &ExecSpec,
+        action: &str,
+    ) -> Result<ExecOutput> {
+        let engine = &self.engine;
+        let broken = |error: io::Error| engine_error(action, error.into());
+        let [stdout, stderr] = ["out", "err"].map(|name| self.folder.join(name));
+        fs::create_dir_all(&self.folder).map_err(broken)?;
+        let (out, err) = (
+            pipe(&stdout).map_err(broken)?,
+            pipe(&stderr).map_err(broken)?,
+        );
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let request = engine.client.request(ExecProcessRequest {
+            container_id: self.container.0.clone(),
+            exec_id: self.id.clone(),
+            stdout: text(&stdout),
+            stderr: text(&stderr),
+            spec: Some(Any {
+                type_url: PROCESS.to_owned(),
+                value: process(container, spec).map_err(broken)?,
+            }),
+            ..ExecProcessRequest::default()
+        });
+        let mut client = engine.client.tasks();
+        let made = engine.client.call(SLOW, client.exec(request)).await;
+        made.map_err(failed(action))?;
+        let start = engine.client.request(StartRequest {
+            container_id: self.container.0.clone(),
+            exec_id: self.id.clone(),
+        });
+        let started = engine.client.call(SLOW, client.start(start)).await;
+        started.map_err(|status| match refused(&status) {
+            Some(text) => RuntimeError::Invalid(format!("{action}: {text}")),
+            None => failed(action)(status),
+        })?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let code = {
+            let streams = async { tokio::join!(copy(out, &mut stdout), copy(err, &mut stderr)) };
+            let mut streams = std::pin::pin!(streams);
+            let wait = engine
+                .client
+                .request(wait_request(&self.container.0, &self.id));
+            let mut ended = std::pin::pin!(engine.client.call(spec.time_limit, client.wait(wait)));
+            let (ended, drained) = tokio::select! {
+                ended = &mut ended => (ended, false),
+                _ = &mut streams => ((&mut ended).await, true),
+            };
+            if !drained {
+                let _ = tokio::time::timeout(REST, &mut streams).await;
+            }
+            ended.map_err(failed(action))?.exit_status
+        };
+        Ok(ExecOutput {
+            code: i32::try_from(code).unwrap_or(255),
+            stdout,
+            stderr,
+        })
+    }
+}
+
+fn wait_request(container: &str, id: &str) -> WaitRequest {
+    WaitRequest {
+        container_id: container.to_owned(),
+        exec_id: id.to_owned(),
+    }
+}
+
+/// Makes a named pipe and opens its reading end.
+fn pipe(path: &Path) -> io::Result<Receiver> {
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    // Open for writing as well, so that there is no end before the shim has begun.
+    OpenOptions::new().read_write(false).open_receiver(path)
+}
+
+/// Keeps the first bytes of a stream and reads it to its end.
+async fn copy(mut from: Receiver, to: &mut Vec<u8>) -> io::Result<()> {
+    (&mut from).take(MOST).read_to_end(to).await?;
+    tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
+/// The OCI process: with the rights of the first one, and none of its capabilities for another user than root.
+fn process(container: &Container, spec: &ExecSpec) -> io::Result<Vec<u8>> {
+    let oci = container.spec.as_ref().map_or(&[][..], |any| &any.value);
+    let oci: Value = serde_json::from_slice(oci)?;
+    let mut process = oci["process"].clone();
+    let base: Vec<String> = serde_json::from_value(process["env"].clone()).unwrap_or_default();
+    let (uid, gid) = spec.user;
+    process["args"] = json!(spec.args);
+    process["env"] = json!(environment(&base, &spec.env));
+    process["cwd"] = json!(spec.cwd);
+    process["user"] = json!({"uid": uid, "gid": gid});
+    if uid != 0 {
+        for set in ["effective", "permitted"] {
+            process["capabilities"][set] = json!([]);
+        }
+    }
+    Ok(serde_json::to_vec(&process)?)
+}

@@ -1,0 +1,151 @@
+//! `remove`: takes apart whatever is there of a container, in any state, as often as asked.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use containerd_client::services::v1::snapshots::RemoveSnapshotRequest;
+use containerd_client::services::v1::{
+    DeleteContainerRequest, DeleteTaskRequest, KillRequest, WaitRequest,
+};
+use tonic::Code;
+
+use super::Inner;
+use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed};
+use super::record::Record;
+use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::{BoxError, ContainerId, Result, check};
+
+/// How long the death of a killed process may take before `remove` gives up, to be repeated.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Number of the signal that nothing survives.
+const KILL: u32 = 9;
+
+impl Inner {
+    pub(super) async fn remove(&self, id: &ContainerId) -> Result<()> {
+        if !check::is_id(id) {
+            return Ok(());
+        }
+        let failed = |error| engine_error(format!("removing container {id}"), error);
+        let folder = self.folders.of(id).open();
+        let folder = folder.map_err(|error| failed(error.into()))?;
+        let lock = match folder {
+            Some(folder) => Some(locked(folder).await.map_err(failed)?),
+            None => None,
+        };
+        if lock.is_some() || self.container_if_any(id).await?.is_some() {
+            self.take_apart(id).await?;
+        }
+        drop(lock);
+        Ok(())
+    }
+
+    /// Removes containers whose `create` was cut off with its agent.
+    pub(super) async fn sweep(&self) {
+        let torn = match self.folders.torn() {
+            Ok(torn) => torn,
+            Err(error) => return tracing::warn!("looking for torn containers: {error}"),
+        };
+        for (id, lock) in torn {
+            if let Err(error) = self.take_apart(&id).await {
+                tracing::warn!("removing what is left of container {id}: {error}");
+            }
+            drop(lock);
+        }
+    }
+
+    /// Ends and removes everything; the caller holds the folder's lock.
+    pub(super) async fn take_apart(&self, id: &ContainerId) -> Result<()> {
+        let container = self.container_if_any(id).await?;
+        self.end_task(id).await?;
+        let record = container.as_ref().and_then(Record::of);
+        let cgroup = record.map_or_else(|| Path::new("/backendai").join(&id.0), |it| it.cgroup);
+        let snapshotter = container.map(|container| container.snapshotter);
+        let snapshotter = snapshotter.unwrap_or_else(|| self.images.snapshotter().to_owned());
+        let (engine, network, cgroups) = tokio::join!(
+            self.delete_records(id, snapshotter),
+            self.network.detach(&id.0),
+            remove_cgroups(cgroup)
+        );
+        let failed = |error| engine_error(format!("removing container {id}"), error);
+        engine?;
+        network.map_err(|error| failed(error.into()))?;
+        cgroups.map_err(failed)?;
+        let removed = self.folders.of(id).remove();
+        removed.map_err(|error| failed(error.into()))
+    }
+
+    /// Kills the first process, and with it all others, and removes the task with its mounts.
+    async fn end_task(&self, id: &ContainerId) -> Result<()> {
+        let mut client = self.client.tasks();
+        let container_id = || id.0.clone();
+        let kill = KillRequest {
+            container_id: container_id(),
+            signal: KILL,
+
+            ..KillRequest::default()
+        };
+        let killed = self
+            .client
+            .call(SLOW, client.kill(self.client.request(kill)))
+            .await;
+        if let Err(status) = absent_is_done(killed) {
+            tracing::debug!("killing container {id}: {}", status.message());
+        }
+        let wait = WaitRequest {
+            container_id: container_id(),
+            ..WaitRequest::default()
+        };
+        let ended = self
+            .client
+            .call(PATIENCE, client.wait(self.client.request(wait)))
+            .await;
+        let action = || format!("ending container {id}");
+        absent_is_done(ended).map_err(failed(action()))?;
+        let delete = DeleteTaskRequest {
+            container_id: container_id(),
+        };
+        let deleted = self
+            .client
+            .call(SLOW, client.delete(self.client.request(delete)))
+            .await;
+        absent_is_done(deleted).map(drop).map_err(failed(action()))
+    }
+
+    async fn delete_records(&self, id: &ContainerId, snapshotter: String) -> Result<()> {
+        let request = DeleteContainerRequest { id: id.0.clone() };
+        let mut client = self.client.containers();
+        let deleted = self
+            .client
+            .call(QUICK, client.delete(self.client.request(request)))
+            .await;
+        absent_is_done(deleted).map_err(failed(format!("removing container {id}")))?;
+        let request = RemoveSnapshotRequest {
+            snapshotter,
+            key: id.0.clone(),
+        };
+        let mut client = self.client.snapshots();
+        let removed = self
+            .client
+            .call(SLOW, client.remove(self.client.request(request)))
+            .await;
+        match absent_is_done(removed) {
+            // The snapshotter is not there any more: neither is the snapshot.
+            Err(status) if status.code() == Code::InvalidArgument => Ok(()),
+            other => other
+                .map(drop)
+                .map_err(failed(format!("removing the snapshot of container {id}"))),
+        }
+    }
+}
+
+/// Waits for a `create` or `remove` of the same container to be over.
+async fn locked(folder: File) -> Result<File, BoxError> {
+    let lock = move || folder.lock().map(|()| folder);
+    Ok(tokio::task::spawn_blocking(lock).await??)
+}
+
+async fn remove_cgroups(path: PathBuf) -> Result<(), BoxError> {
+    let remove = move || Hierarchies::read()?.remove(&path);
+    Ok(tokio::task::spawn_blocking(remove).await??)
+}
