@@ -15,6 +15,7 @@ use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClien
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{CreateNamespaceRequest, Namespace, VersionResponse};
+use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::metadata::AsciiMetadataValue;
@@ -114,17 +115,22 @@ impl Client {
         request
     }
 
-    /// Waits for an answer: no longer than `limit`, and no longer than the daemon is alive.
-    pub async fn call<T>(
-        &self,
+    /// Waits for an answer: no longer than `limit`, and no longer than the daemon is alive. Boxed, as the futures of
+    /// calls are large.
+    pub fn call<'a, T: 'a>(
+        &'a self,
         limit: Duration,
-        answer: impl Future<Output = Answer<Response<T>>>,
-    ) -> Answer<T> {
-        let late = || Status::deadline_exceeded(format!("no answer within {limit:?}"));
-        let answered = timeout(limit, self.while_alive(PATIENCE, answer)).await;
-        answered
-            .unwrap_or_else(|_| Err(late()))
-            .map(Response::into_inner)
+        answer: impl Future<Output = Answer<Response<T>>> + Send + 'a,
+    ) -> BoxFuture<'a, Answer<T>> {
+        Box::pin(async move {
+            let late = |_| {
+                Err(Status::deadline_exceeded(format!(
+                    "no answer within {limit:?}"
+                )))
+            };
+            let answered = timeout(limit, self.while_alive(PATIENCE, answer)).await;
+            answered.unwrap_or_else(late).map(Response::into_inner)
+        })
     }
 
     /// Waits for an answer that may take for ever; asks after the daemon so often.
