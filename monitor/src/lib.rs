@@ -11,5 +11,5 @@ pub mod handler;
 pub mod log;
 mod watch;
 
-pub use collect::Collect;
+pub use collect::{Collect, is_complete};
 pub use watch::{Watch, oom_kills};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <state>/containerd/containers/<id>/             locked by whoever makes or removes the container
-//!                                    logs/        log, log.1; locked by the shim's logger
+//!                                    logs/        log, log.1, pid of the shim's logger
 //!                                    hosts …      mounted into the container
 //!                                    made         it was made to the end
 //!                                    exit.json    how it ended, once somebody has seen that
@@ -143,11 +143,9 @@ impl Folder {
 
     /// Waits until the log holds all that the dead container printed.
     pub async fn log_complete(&self) {
+        let logs = self.logs();
         let complete = async {
-            while let Ok(Some(lock)) = absent(File::open(self.logs())) {
-                if lock.try_lock_shared().is_ok() {
-                    return;
-                }
+            while let Ok(false) = backendai_monitor::is_complete(&logs) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
