@@ -139,7 +139,7 @@ impl Images {
         }
         let known = match self.read(target).await {
             Ok(known) => known.map(Arc::new),
-            Err(ImageError::Engine(error)) => return Err(*error),
+            Err(ImageError::Engine(error)) => return Err(error),
             // Somebody else's, and none that we could run.
             Err(error) => {
                 tracing::debug!(target, "cannot read the image: {error}");
