@@ -222,3 +222,39 @@ fn chain(error: &dyn std::error::Error) -> String {
     texts.dedup();
     texts.join(": ")
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn credentials_are_written_in_the_alphabet_that_dockerd_reads() {
+        let mut request = BollardRequest::new(bollard::body_full(Bytes::new()));
+        let value = "ab+/cd==".parse().expect("a header");
+        request.headers_mut().insert("x-registry-auth", value);
+        let request = url_safe_auth(request);
+        assert_eq!(request.headers()["x-registry-auth"], "ab-_cd==");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_nobody_can_dial_is_refused_by_its_name() {
+        for (endpoint, wanted) in [
+            ("ftp://h:1", "ftp://h:1"),
+            ("/no/such/docker.sock", "no such socket"),
+            ("tcp://127.0.0.1:1", "127.0.0.1:1"),
+        ] {
+            let config = EngineConfig {
+                endpoint: Some(endpoint.to_owned()),
+                ..EngineConfig::default()
+            };
+            let error = Client::connect(&config).await.expect_err("nobody is there");
+            let text = match &error {
+                RuntimeError::Unavailable { source, .. } => source.to_string(),
+                other => other.to_string(),
+            };
+            assert!(text.contains(wanted), "{text}");
+        }
+    }
+}

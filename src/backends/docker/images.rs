@@ -23,6 +23,9 @@ use crate::runtime::{ImageInfo, ImageStore, RegistryAuth, Result, RuntimeError};
 /// Images that are looked at at a time.
 const PARALLEL: usize = 8;
 
+/// How ids of images begin.
+const ID: &str = "sha256:";
+
 /// dockerd's images.
 #[derive(Clone, Debug)]
 pub(super) struct DockerImages {
@@ -49,7 +52,8 @@ impl DockerImages {
     /// An image under the name that it was asked by. dockerd writes some names shorter than the manager does.
     async fn named(&self, image: &str) -> Result<ImageInfo> {
         let mut info = info(self.raw(&checked(image)?).await?);
-        if let Ok(asked) = ImageRef::parse(image)
+        if !image.starts_with(ID)
+            && let Ok(asked) = ImageRef::parse(image)
             && let Some(name) = asked.tagged()
         {
             let same =
@@ -149,7 +153,7 @@ impl DockerImages {
 
     async fn remove_named(&self, image: &str) -> Result<(), ImageError> {
         let name = checked(image)?;
-        let by_id = name.starts_with("sha256:");
+        let by_id = name.starts_with(ID);
         if by_id {
             self.raw(&name).await?;
             let filters = HashMap::from([("ancestor", vec![name.clone()])]);
@@ -251,7 +255,7 @@ impl ImageAdmin for DockerImages {
 
 /// A name or id that may be a part of an address; names get their tag.
 fn checked(image: &str) -> Result<String, ImageError> {
-    match image.strip_prefix("sha256:") {
+    match image.strip_prefix(ID) {
         Some(hex) if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
             Ok(image.to_owned())
         }
