@@ -1,4 +1,5 @@
 """The container engines below the agent: their daemons, what the agent is told of them, and what may be left in them."""
+import contextlib
 import os
 import signal
 import socket
@@ -105,13 +106,28 @@ class Docker(Daemon):
     def cli(self, *words):
         return output('docker', '-H', self.endpoint(), *words)
 
+    def import_krunner_env(self, tar):
+        """Gives it the env images of the Python agent of 2019, one for each family of distributions."""
+        name = 'lablup/backendai-krunner-env:19.03.3-'
+        for distribution in ('ubuntu16.04', 'alpine3.8'):
+            if not self.cli('import', '--change', 'VOLUME /opt/backend.ai', '--change', 'CMD ["/opt/backend.ai/bin/python"]', tar,
+                            name + distribution):
+                raise stack.StackError('docker cannot import ' + tar)
+
     def pids(self):
-        # its containerd outlives a dockerd that is killed, and serves the next one
         try:
             with open(os.path.join(self.folder, 'exec', 'containerd', 'containerd.pid')) as stream:
                 return super().pids() + [int(stream.read())]
         except OSError:
             return super().pids()
+
+    def kill(self):
+        """Its containerd dies with it; while nobody collects that one, the next dockerd takes it for alive."""
+        children = self.pids()[1:]
+        super().kill()
+        for pid in children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
     def leftovers(self):
         left = ['docker container ' + name for name in self.cli('ps', '--all', '--format', '{{.Names}}')]

@@ -1,13 +1,17 @@
 #!/bin/bash
 # run.sh [--runtime youki|docker|containerd] [CASE...]: the agent (BACKENDAI_AGENT_BIN, else target/debug/backendai-agent) on an engine
 # under the real 19.03.3 manager. Prints `ok ENGINE.CASE`, `FAILED ENGINE.CASE` or `skipped NAME: what is missing` for each case.
+# run.sh --adoption [CASE...]: the agent and the Python agent 19.03.3 take over each other's kernels, on Docker.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
 . "$here/../../scripts/lib.sh"
 
-runtime=youki
-if [ "${1:-}" = --runtime ]; then runtime=${2:?--runtime wants an engine}; shift 2; fi
+runtime=youki suite=youki venv_names=(manager client)
+case ${1:-} in
+  --runtime) runtime=${2:?--runtime wants an engine} suite=$2; shift 2;;
+  --adoption) runtime=docker suite=adoption venv_names+=(agent); shift;;
+esac
 agent=${BACKENDAI_AGENT_BIN:-$repo/target/debug/backendai-agent}
 [ -x "$agent" ] || die "no agent at $agent: run 'cargo build' first"
 
@@ -18,13 +22,22 @@ case $runtime in
   containerd) need_services containerd; need_apt runc;;
 esac
 status=0
-venvs=$("$here/venvs.sh") || status=$?
-if [ "$status" = 77 ]; then echo "skipped real_stack.$runtime: needs $venvs"; exit 0; fi
+venvs=$("$here/venvs.sh" "${venv_names[@]}") || status=$?
+if [ "$status" = 77 ]; then echo "skipped real_stack.$suite: needs $venvs"; exit 0; fi
 [ "$status" = 0 ] || exit "$status"
-manager=$(sed -n 1p <<< "$venvs") client=$(sed -n 2p <<< "$venvs")
+read -r manager client agent_venv <<< "${venvs//$'\n'/ }"
+
+command=("$client/bin/python" "$here/scenario.py" --manager-venv "$manager" --agent "$agent" --runtime "$runtime"
+  --python-tar "$("$repo/scripts/kernel-image.sh" python)" --busybox-tar "$("$repo/scripts/kernel-image.sh" busybox)"
+  --logs "$logs/real-stack-$suite")
+spaces=(--net)
+if [ "$suite" = adoption ]; then
+  work=$(mktemp -d "${TMPDIR:-/tmp}/bai-machine.XXXXXX")
+  trap 'as_root rm -rf --one-file-system "$work"' EXIT
+  command=("$here/machine-of-2019.sh" "$work" "${command[@]}" --agent-venv "$agent_venv" --krunner-tar "$("$here/krunner-env.sh")")
+  spaces+=(--mount)
+fi
 
 # In a network namespace of its own: what the agent leaves there is its own, whatever else runs on the machine.
-as_root unshare --net sh -c 'ip link set lo up && exec "$@"' sh \
-  env PATH="$PATH" PYTHONDONTWRITEBYTECODE=1 "$client/bin/python" "$here/scenario.py" --manager-venv "$manager" \
-  --agent "$agent" --python-tar "$("$repo/scripts/kernel-image.sh" python)" --busybox-tar "$("$repo/scripts/kernel-image.sh" busybox)" \
-  --logs "$logs/real-stack-$runtime" --runtime "$runtime" "$@"
+as_root unshare "${spaces[@]}" sh -c 'ip link set lo up && exec "$@"' sh \
+  env PATH="$PATH" PYTHONDONTWRITEBYTECODE=1 "${command[@]}" "$@"

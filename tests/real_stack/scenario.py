@@ -1,6 +1,7 @@
 """The real scenario: the agent under an unmodified 19.03.3 manager, driven through the HTTP API with the client library of its time.
 
     scenario.py --manager-venv DIR --agent FILE --python-tar FILE --busybox-tar FILE --logs DIR [--runtime ENGINE] [NAME...]
+    scenario.py … --runtime docker --agent-venv DIR --krunner-tar FILE   the cases of adoption
 
 Prints one line for each case (`ok ENGINE.NAME` or `FAILED ENGINE.NAME`, reasons below it) and exits with 1 if any failed. With names,
 runs only those. Python 3.6, in the client's environment, as root.
@@ -21,6 +22,7 @@ import runs  # noqa: F401  (each registers its cases, in this order)
 import sessions  # noqa: F401
 import failures  # noqa: F401
 import daemons  # noqa: F401
+import adoption  # noqa: F401
 import ending
 from world import CASES, TooLong, World
 
@@ -53,7 +55,13 @@ def run_case(world, function):
 def prepare(running, options):
     """Services, manager, images; returns the images' names."""
     running.start_services()
-    running.start_engine()
+    if options.agent_venv:
+        # where the Python agent looks for containers' control groups
+        running.start_engine('--cgroup-parent', '/docker')
+        running.engine.import_krunner_env(options.krunner_tar)
+        running.agent_venv = options.agent_venv
+    else:
+        running.start_engine()
     running.fill()
     images = {}
     for name, tar in (('python', options.python_tar), ('busybox', options.busybox_tar)):
@@ -74,9 +82,13 @@ def main():
     for name in ('manager-venv', 'agent', 'python-tar', 'busybox-tar', 'logs'):
         parser.add_argument('--' + name, required=True)
     parser.add_argument('--runtime', default='youki', choices=sorted(engines.ENGINES))
+    for name in ('agent-venv', 'krunner-tar'):
+        parser.add_argument('--' + name)
     parser.add_argument('names', nargs='*')
     options = parser.parse_args()
-    cases = [function for function in CASES if options.runtime in getattr(function, 'engines', engines.ENGINES)]
+    suite = 'adoption' if options.agent_venv else options.runtime
+    cases = [function for function in CASES if options.runtime in getattr(function, 'engines', engines.ENGINES)
+             and (function.__module__ in ('adoption', 'ending') if options.agent_venv else function.__module__ != 'adoption')]
     unknown = set(options.names) - {function.__name__ for function in cases}
     if unknown:
         parser.error('no such case: ' + ', '.join(sorted(unknown)))
@@ -93,7 +105,7 @@ def main():
                 continue
             start = time.monotonic()
             reason = run_case(world, function)
-            print('{} {}.{} ({:.1f} s)'.format('FAILED' if reason else 'ok', options.runtime, function.__name__, time.monotonic() - start),
+            print('{} {}.{} ({:.1f} s)'.format('FAILED' if reason else 'ok', suite, function.__name__, time.monotonic() - start),
                   flush=True)
             if reason:
                 failed += 1

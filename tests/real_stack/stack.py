@@ -149,7 +149,7 @@ class Stack:
             os.makedirs(self.path(name))
         os.chmod(folder, 0o711)
         self.engine = engine(self)
-        self.before = None
+        self.before, self.agent_venv = None, None
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def path(self, *names):
@@ -192,9 +192,9 @@ class Stack:
         self._ready(docker_registry, 30, lambda: urllib.request.urlopen(self.registry_url + '/v2/', timeout=2))
         self._ready(postgres, 60, lambda: self.sql('select 1', database='postgres') == '1')
 
-    def start_engine(self):
+    def start_engine(self, *options):
         """Starts the engine's daemon. What the machine holds from then on without an agent is nobody's residue."""
-        self.engine.start()
+        self.engine.start(*options)
         self.before = residue.Before(self)
 
     def _postgres(self):
@@ -273,6 +273,15 @@ class Stack:
         """Starts the agent under test; its own test of readiness is the manager's view of it."""
         env = {'PATH': os.environ['PATH'], 'HOME': self.path('home'), 'LC_ALL': 'C.UTF-8', 'RUST_BACKTRACE': '1'}
         self.agent = Process('agent', self.agent_argv(), self.log('agent'), env, die_with_us=False)
+
+    def start_python_agent(self):
+        """Starts the agent of 2019 in the place of the one under test."""
+        env = dict(self.env, BACKEND_REGION='local', DOCKER_HOST=self.engine.endpoint())
+        self.agent = Process('python-agent', [
+            os.path.join(self.agent_venv, 'bin', 'python'), '-m', 'ai.backend.agent.server',
+            '--agent-host-override', '127.0.0.1', '--agent-port', str(self.agent_port), '--kernel-uid', '1000',
+            '--container-port-range', '{}-{}'.format(self.pool_first, self.pool_first + 99),
+            '--scratch-root', self.path('scratch')], self.log('python-agent'), env, die_with_us=False)
 
     def stop_agent(self, number, seconds=30):
         """Signals the agent and waits for its end; True if it ended by itself."""

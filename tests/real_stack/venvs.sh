@@ -1,6 +1,7 @@
 #!/bin/bash
-# Makes the two Python 3.6 environments of the real stack, once, in the cache: the manager's and the client's (which want
-# different versions of aiohttp). Prints their folders. Exits with 77 and one line when this machine has no Python 3.6.
+# venvs.sh NAME...: makes Python 3.6 environments of the real stack, once, in the cache: `manager`, `client` (which want different
+# versions of aiohttp), `agent`. Prints their folders. Exits with 77 and one line when this machine has no Python 3.6.
+# venvs.sh --python: prints the Python 3.6 that they are made with.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
@@ -36,6 +37,6 @@ make_venv() {
 }
 
 python=$(find_python) || { echo "Python 3.6 (set BACKENDAI_PY36, or install it with pyenv)"; exit 77; }
+if [ "$1" = --python ]; then echo "$python"; exit; fi
 need_apt gcc g++ libsnappy-dev > /dev/null
-locked real-stack-manager make_venv manager
-locked real-stack-client make_venv client
+for name in "$@"; do locked "real-stack-$name" make_venv "$name"; done
