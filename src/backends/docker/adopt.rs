@@ -2,7 +2,8 @@
 //! container `kernel-env.<kernel id>` beside each for its volume (19.03 agent, `scan_running_containers`).
 //!
 //! Other agents may use the same dockerd. A container is ours when the kernel's scratch folder below our scratch root
-//! names it, and when the agent's socket that is shown inside is ours.
+//! names it. The agent's socket that is shown inside tells nothing: its name is made from the place where that agent's
+//! program is installed.
 
 use std::fs;
 
@@ -10,9 +11,6 @@ use bollard::models::ContainerInspectResponse;
 
 use crate::backends::Adoption;
 use crate::runtime::{ContainerInfo, LABEL_AGENT_ID, LABEL_KERNEL_ID, LABEL_OWNER, OWNER};
-
-/// Where a kernel sees its agent's socket.
-const SOCKET: &str = ":/opt/backend.ai/agent.sock";
 
 /// Tells which containers of the Python agent are ours.
 #[derive(Debug)]
@@ -56,9 +54,7 @@ impl Adopter {
         let folder = self.0.scratch_root.join(kernel);
         let text = fs::read_to_string(folder.join("config/resource.txt")).ok()?;
         let named = text.lines().find_map(|line| line.strip_prefix("CID="))?;
-        let ours = Some(named.trim()) == raw.id.as_deref()
-            && agent(raw).is_none_or(|agent| agent == self.0.agent_id);
-        ours.then_some(kernel)
+        (Some(named.trim()) == raw.id.as_deref()).then_some(kernel)
     }
 }
 
@@ -70,17 +66,9 @@ pub(super) fn kernel(name: &str) -> Option<&str> {
     (is_id && !image.is_empty()).then_some(kernel)
 }
 
-/// The agent whose socket is shown inside: `…/agent.<id>.sock:/opt/backend.ai/agent.sock:rw`.
-fn agent(raw: &ContainerInspectResponse) -> Option<&str> {
-    let binds = raw.host_config.as_ref()?.binds.as_ref()?;
-    let (source, _) = binds.iter().find_map(|bind| bind.split_once(SOCKET))?;
-    let (_, file) = source.rsplit_once('/')?;
-    file.strip_prefix("agent.")?.strip_suffix(".sock")
-}
-
 #[cfg(test)]
 mod tests {
-    use bollard::models::{ContainerConfig, HostConfig};
+    use bollard::models::ContainerConfig;
 
     use super::*;
 
@@ -110,16 +98,11 @@ mod tests {
         }
     }
 
-    fn container(agent: &str) -> ContainerInspectResponse {
-        let socket = format!("/tmp/backend.ai/ipc/agent.{agent}.sock{SOCKET}:rw");
+    fn container() -> ContainerInspectResponse {
         ContainerInspectResponse {
             id: Some(ID.to_owned()),
             name: Some(format!("/kernel.python.{KERNEL}")),
             config: Some(ContainerConfig::default()),
-            host_config: Some(HostConfig {
-                binds: Some(vec!["/a:/home/config:ro".to_owned(), socket]),
-                ..HostConfig::default()
-            }),
             ..ContainerInspectResponse::default()
         }
     }
@@ -128,7 +111,7 @@ mod tests {
     fn a_container_that_its_scratch_folder_names_is_ours() {
         let node = Node::new();
         node.scratch_names(ID);
-        let raw = container("i-node");
+        let raw = container();
         assert_eq!(node.adopter.adopted(&raw), Some(KERNEL));
         let beside = node.adopter.beside(&raw);
         assert_eq!(beside, Some(format!("kernel-env.{KERNEL}")));
@@ -137,25 +120,18 @@ mod tests {
     #[test]
     fn one_without_a_folder_or_of_another_name_in_it_is_not() {
         let node = Node::new();
-        assert_eq!(node.adopter.adopted(&container("i-node")), None);
+        assert_eq!(node.adopter.adopted(&container()), None);
         for id in ["None", "c88fe7"] {
             node.scratch_names(id);
-            assert_eq!(node.adopter.adopted(&container("i-node")), None);
+            assert_eq!(node.adopter.adopted(&container()), None);
         }
-    }
-
-    #[test]
-    fn one_that_shows_the_socket_of_another_agent_is_not() {
-        let node = Node::new();
-        node.scratch_names(ID);
-        assert_eq!(node.adopter.adopted(&container("i-other")), None);
     }
 
     #[test]
     fn one_that_this_agent_made_keeps_its_labels() {
         let node = Node::new();
         node.scratch_names(ID);
-        let mut raw = container("i-node");
+        let mut raw = container();
         let labels = [(LABEL_OWNER.to_owned(), OWNER.to_owned())].into();
         raw.config = Some(ContainerConfig {
             labels: Some(labels),

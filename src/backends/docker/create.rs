@@ -16,6 +16,9 @@ use crate::runtime::{
 
 /// Signal by which Docker stops a container (19.03 agent).
 const STOP_SIGNAL: &str = "SIGINT";
+/// Where a kernel finds its configuration. The Python agent looks for a kernel's `resource.txt` through the bind of that
+/// target, and only there (19.03 agent, `get_resource_spec_from_container`).
+const CONFIG: &str = "/home/config";
 /// Files of a log: the current one and the one before, so that at least half of the limit is kept.
 const LOG_FILES: u64 = 2;
 
@@ -29,7 +32,8 @@ pub(super) fn body(
     let mut labels: HashMap<String, String> = spec.labels.clone().into_iter().collect();
     labels.insert(LABEL_ATTEMPT.to_owned(), spec.id.0.clone());
     let mut host = HostConfig {
-        mounts: Some(binds(spec)?),
+        binds: config_bind(spec)?,
+        mounts: Some(mounts(spec)?),
         tmpfs: Some(tmpfs(spec)?),
         devices: Some(devices),
         port_bindings: Some(
@@ -137,14 +141,21 @@ fn limit(host: &mut HostConfig, limits: &Limits) {
     host.pids_limit = limits.pids;
 }
 
-/// As mounts, not in the form `a:b:ro` of the Python agent: that one makes a source that is not there, and knows no path
-/// with a colon.
-fn binds(spec: &ContainerSpec) -> Result<Vec<DockerMount>> {
-    let bind = |mount: &Mount| {
-        let MountKind::Bind(source) = &mount.kind else {
-            return None;
-        };
-        Some((|| {
+/// The kernel's configuration in the form `a:b:ro`, for the Python agent that takes the kernel over.
+fn config_bind(spec: &ContainerSpec) -> Result<Option<Vec<String>>> {
+    let Some((source, mount)) = bind_mounts(spec).find(|(source, mount)| is_config(source, mount))
+    else {
+        return Ok(None);
+    };
+    let access = if mount.read_only { "ro" } else { "rw" };
+    Ok(Some(vec![format!("{}:{CONFIG}:{access}", utf8(source)?)]))
+}
+
+/// The other binds as mounts: a bind in the form `a:b:ro` makes a source that is not there, and knows no path with a colon.
+fn mounts(spec: &ContainerSpec) -> Result<Vec<DockerMount>> {
+    bind_mounts(spec)
+        .filter(|(source, mount)| !is_config(source, mount))
+        .map(|(source, mount)| {
             Ok(DockerMount {
                 target: Some(utf8(&mount.target)?),
                 source: Some(utf8(source)?),
@@ -152,9 +163,19 @@ fn binds(spec: &ContainerSpec) -> Result<Vec<DockerMount>> {
                 read_only: Some(mount.read_only),
                 ..DockerMount::default()
             })
-        })())
-    };
-    spec.mounts.iter().filter_map(bind).collect()
+        })
+        .collect()
+}
+
+fn bind_mounts(spec: &ContainerSpec) -> impl Iterator<Item = (&Path, &Mount)> {
+    spec.mounts.iter().filter_map(|mount| match &mount.kind {
+        MountKind::Bind(source) => Some((source.as_path(), mount)),
+        MountKind::Tmpfs(_) => None,
+    })
+}
+
+fn is_config(source: &Path, mount: &Mount) -> bool {
+    mount.target == Path::new(CONFIG) && !source.to_string_lossy().contains(':')
 }
 
 fn tmpfs(spec: &ContainerSpec) -> Result<HashMap<String, String>> {
@@ -328,9 +349,19 @@ mod tests {
     fn a_mount_may_hold_a_colon_and_makes_no_source() {
         let host = json_of(&kernel(), None)["HostConfig"].clone();
         let mount = json!({"Type": "bind", "Source": "/with:colon", "Target": "/home/work", "ReadOnly": false});
-        assert_eq!(host["Mounts"][1], mount);
-        assert_eq!(host["Mounts"][0]["ReadOnly"], true);
+        assert_eq!(host["Mounts"][0], mount);
+    }
+
+    #[test]
+    fn the_python_agent_finds_the_configuration_of_a_kernel_of_ours() {
+        let mut spec = kernel();
+        let host = json_of(&spec, None)["HostConfig"].clone();
+        assert_eq!(host["Binds"], json!(["/scratch/config:/home/config:ro"]));
+        assert_eq!(host["Mounts"].as_array().map(Vec::len), Some(1));
+        spec.mounts[0].kind = MountKind::Bind("/with:colon/config".into());
+        let host = json_of(&spec, None)["HostConfig"].clone();
         assert_eq!(host["Binds"], Value::Null);
+        assert_eq!(host["Mounts"][0]["Source"], "/with:colon/config");
     }
 
     #[test]
