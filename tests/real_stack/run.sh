@@ -27,16 +27,17 @@ if [ "$status" = 77 ]; then echo "skipped real_stack.$suite: needs $venvs"; exit
 [ "$status" = 0 ] || exit "$status"
 read -r manager client agent_venv <<< "${venvs//$'\n'/ }"
 
-command=("$client/bin/python" "$here/scenario.py" --manager-venv "$manager" --agent "$agent" --runtime "$runtime"
-  --python-tar "$("$repo/scripts/kernel-image.sh" python)" --busybox-tar "$("$repo/scripts/kernel-image.sh" busybox)"
-  --logs "$logs/real-stack-$suite")
-spaces=(--net)
+python_tar=$("$repo/scripts/kernel-image.sh" python) busybox_tar=$("$repo/scripts/kernel-image.sh" busybox)
+command=() more=() spaces=(--net)
 if [ "$suite" = adoption ]; then
+  tars=$("$here/images-of-2019.sh")
+  python_tar=$(sed -n 2p <<< "$tars") more=(--agent-venv "$agent_venv" --krunner-tar "$(sed -n 1p <<< "$tars")")
   work=$(mktemp -d "${TMPDIR:-/tmp}/bai-machine.XXXXXX")
   trap 'as_root rm -rf --one-file-system "$work"' EXIT
-  command=("$here/machine-of-2019.sh" "$work" "${command[@]}" --agent-venv "$agent_venv" --krunner-tar "$("$here/krunner-env.sh")")
-  spaces+=(--mount)
+  command=("$here/machine-of-2019.sh" "$work") spaces+=(--mount)
 fi
+command+=("$client/bin/python" "$here/scenario.py" --manager-venv "$manager" --agent "$agent" --runtime "$runtime"
+  --python-tar "$python_tar" --busybox-tar "$busybox_tar" --logs "$logs/real-stack-$suite" "${more[@]}")
 
 # In a network namespace of its own: what the agent leaves there is its own, whatever else runs on the machine.
 as_root unshare "${spaces[@]}" sh -c 'ip link set lo up && exec "$@"' sh \
