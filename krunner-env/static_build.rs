@@ -26,8 +26,11 @@ pub fn build_static(
     command
         .args(["--profile", "krunner", "--target", target, "--target-dir"])
         .arg(folder);
+    let mut flags = vec!["-C".to_owned(), "target-feature=+crt-static".to_owned()];
+    // Where cargo keeps the sources of packages must not be told by the program: it is the same on every machine.
+    flags.extend(cargo_home().map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
     command
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .current_dir(workspace);
     match command.status() {
         Ok(status) if status.success() => Ok(folder.join(target).join("krunner").join(program)),
@@ -36,6 +39,13 @@ pub fn build_static(
         )),
         Err(error) => Err(format!("cannot run {cargo} for {program}: {error}")),
     }
+}
+
+/// Where cargo keeps what it fetches.
+#[allow(clippy::disallowed_methods, reason = "how people speak to cargo")]
+fn cargo_home() -> Option<PathBuf> {
+    let named = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    named.or_else(|| Some(std::env::home_dir()?.join(".cargo")))
 }
 
 /// Settings of where packages come from stay; how the outer build compiles, and what cargo tells its scripts, goes.

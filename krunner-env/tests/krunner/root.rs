@@ -11,28 +11,29 @@ mod layer;
 #[path = "../../static_build.rs"]
 mod static_build;
 
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("below the workspace")
+}
+
+fn built(workspace: &Path, target: &Path) -> PathBuf {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let program = ("krunner-env", "krunner");
+    static_build::build_static(&cargo, workspace, program, &triple, target).expect("it builds")
+}
+
 /// The binary that goes into the layer. It shares its build with the agent's build script.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .expect("below the workspace");
         let own = Path::new(env!("CARGO_BIN_EXE_krunner"));
         let target = own
             .ancestors()
             .find(|folder| folder.join("CACHEDIR.TAG").exists())
             .expect("a target folder");
-        let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        static_build::build_static(
-            &cargo,
-            workspace,
-            ("krunner-env", "krunner"),
-            &triple,
-            &target.join("krunner-layer"),
-        )
-        .expect("it builds")
+        built(workspace(), &target.join("krunner-layer"))
     })
 }
 
@@ -226,4 +227,38 @@ fn the_layer_is_the_same_every_time_and_a_tar() {
         listing.contains("opt/backend.ai/bin/python -> krunner"),
         "{listing}"
     );
+}
+
+#[test]
+fn the_same_sources_in_another_folder_make_the_same_layer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = folder.path().join("another/folder");
+    std::fs::create_dir_all(&copy).expect("a folder");
+    let status = std::process::Command::new("cp")
+        .arg("-r")
+        .args(
+            [
+                "Cargo.toml",
+                "Cargo.lock",
+                "build.rs",
+                "src",
+                "benches",
+                "krunner-env",
+                "monitor",
+            ]
+            .map(|name| workspace().join(name)),
+        )
+        .arg(&copy)
+        .status();
+    assert!(status.expect("cp").success());
+    let other = std::fs::read(built(&copy, &folder.path().join("target"))).expect("a program");
+    let ours = std::fs::read(binary()).expect("a program");
+    assert!(other == ours, "{} and {} bytes", other.len(), ours.len());
+    assert_eq!(layer::layer(&other), layer::layer(&ours));
+    // Nor is it told where the packages' sources are kept.
+    let home = std::env::home_dir()
+        .expect("a home")
+        .join(".cargo/registry");
+    let home = home.to_str().expect("a plain path").as_bytes();
+    assert!(!ours.windows(home.len()).any(|bytes| bytes == home));
 }
