@@ -69,8 +69,19 @@ pub struct KernelOptions {
     pub uid: u32,
     /// Dead containers are kept.
     pub keep_dead: bool,
+    /// What they get at `/opt/backend.ai`.
+    pub krunner: KrunnerSource,
     /// Whose programs may not gain privileges by exec.
     pub no_new_privileges: NoNewPrivileges,
+}
+
+/// What kernels get at `/opt/backend.ai`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KrunnerSource {
+    /// A path, or an image of a registry; `None` is the built-in layer.
+    pub env: Option<String>,
+    /// The operator's install of 19.03's agent, for environments that hold no runner.
+    pub package: Option<PathBuf>,
 }
 
 /// What confines the kernel's program.
@@ -156,6 +167,8 @@ const NAMES: &[&str] = &[
     "log-file-size",
     "on-sigterm",
     "no-new-privileges",
+    "krunner-env",
+    "krunner-package",
     "metrics-addr",
 ];
 /// The one name that takes a list.
@@ -360,6 +373,10 @@ impl Settings {
             jail_args,
             uid: rustix::process::geteuid().as_raw(),
             keep_dead: self.flag("debug-skip-container-deletion"),
+            krunner: KrunnerSource {
+                env: self.text("krunner-env"),
+                package: self.path("krunner-package").map(absolute),
+            },
             no_new_privileges: self.parse(
                 "no-new-privileges",
                 NoNewPrivileges::default(),
@@ -642,6 +659,8 @@ mod tests {
             jail-arg = [" -x", "y "]
             on-sigterm = "keep"
             no-new-privileges = "uid-match"
+            krunner-env = "r.io/krunner:1"
+            krunner-package = "/opt/agent"
             metrics-addr = "127.0.0.1:9100"
         "#;
         let config = config(&ServeArgs::default(), file).expect("a configuration");
@@ -657,6 +676,11 @@ mod tests {
         assert_eq!(config.kernel.jail_args, ["-x", "y"]);
         assert_eq!(config.on_sigterm, OnSigterm::Keep);
         assert_eq!(config.kernel.no_new_privileges, NoNewPrivileges::UidMatch);
+        assert_eq!(config.kernel.krunner.env.as_deref(), Some("r.io/krunner:1"));
+        assert_eq!(
+            config.kernel.krunner.package.as_deref(),
+            Some(Path::new("/opt/agent"))
+        );
         assert_eq!(config.metrics, "127.0.0.1:9100".parse().ok());
     }
 

@@ -65,7 +65,7 @@ impl Machine {
             runtime: runtime.clone(),
             images: runtime.clone(),
             connect: runtime,
-            krunner: "/nowhere".into(),
+            krunner: std::path::PathBuf::from("/nowhere").into(),
             folder: self.folder.path().join("run"),
             listens: false,
         }

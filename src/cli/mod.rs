@@ -101,6 +101,28 @@ pub struct CommonOptions {
     pub config: Option<PathBuf>,
 }
 
+/// Options of those that start kernels, as they are given.
+#[derive(Clone, Debug, Default, Args)]
+pub struct KrunnerOptions {
+    /// What kernels get at /opt/backend.ai: an OCI image layout, archive, unpacked folder, or image of a registry [default: the
+    /// built-in runner]
+    #[arg(long, value_name = "REF|PATH", env = "BACKEND_KRUNNER_ENV")]
+    pub krunner_env: Option<String>,
+    /// For an environment of 19.03, which holds no runner: the folder ai/backend of an installed backend.ai-agent 19.03
+    #[arg(long, value_name = "PATH", env = "BACKEND_KRUNNER_PACKAGE")]
+    pub krunner_package: Option<String>,
+}
+
+impl KrunnerOptions {
+    /// Names and values, for the settings.
+    pub fn given(&self) -> [(&'static str, &Option<String>); 2] {
+        [
+            ("krunner-env", &self.krunner_env),
+            ("krunner-package", &self.krunner_package),
+        ]
+    }
+}
+
 /// What holds for every subcommand, from options, environment, file and defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommonArgs {
@@ -136,7 +158,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         None => serve::main(cli.serve, options).await,
         Some(Command::Serve(args)) => serve::main(*args, options).await,
-        Some(Command::Run(args)) => run::main(*args, common(options)?).await,
+        Some(Command::Run(args)) => {
+            let (common, kernel) = with_kernels(options, args.krunner.given())?;
+            run::main(*args, common, kernel.krunner).await
+        }
         Some(Command::Ps(args)) => {
             let (common, kernel) = with_kernels(options, [("scratch-root", &args.scratch_root)])?;
             ps::main(&args, &common, kernel.scratch_root).await

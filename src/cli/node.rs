@@ -1,6 +1,5 @@
 //! The node below every front-end: the engine, the krunner layer, and the agent on top of them.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -10,11 +9,11 @@ use super::daemon::Place;
 use crate::agent::event::EventSender;
 use crate::agent::{Agent, AgentConfig};
 use crate::backends::{self, Adoption, Engine, EngineConfig, RuntimeKind};
-use crate::config::{Config, Sandbox};
+use crate::config::{Config, KrunnerSource, Sandbox};
 use crate::image::ImageAdmin;
 use crate::kernel::plan::PlanSettings;
 use crate::kernel::runner::zmq::ZmqConnect;
-use crate::krunner::KrunnerLayer;
+use crate::krunner::{KrunnerEnv, Source};
 use crate::manager::Node;
 use crate::resource::device::{Cpu, Memory};
 use crate::stats::StatsCollector;
@@ -65,16 +64,15 @@ pub(super) fn engine_config(common: &CommonArgs) -> EngineConfig {
     }
 }
 
-/// The folder that kernels see at `/opt/backend.ai`, unpacked once for each node.
+/// What kernels see at `/opt/backend.ai`, unpacked once for each node.
 ///
 /// # Errors
-/// When it cannot be unpacked.
-pub async fn krunner(state_dir: &Path) -> anyhow::Result<PathBuf> {
-    let state_dir = state_dir.to_owned();
-    let unpack = move || KrunnerLayer::built_in().ensure_unpacked(&state_dir);
-    Ok(tokio::task::spawn_blocking(unpack)
-        .await??
-        .join("opt/backend.ai"))
+/// When it cannot be had; the text says what to do.
+pub async fn krunner(common: &CommonArgs, source: &KrunnerSource) -> anyhow::Result<KrunnerEnv> {
+    let env = source.env.as_deref().map(Source::parse).unwrap_or_default();
+    Ok(env
+        .open(source.package.as_deref(), &common.state_dir)
+        .await?)
 }
 
 /// Builds the node behind the 19.03 manager's front-end.
@@ -94,7 +92,7 @@ pub async fn build(
         ..engine_config(&config.common)
     };
     let engine = open_with(config.common.runtime, kernels).await?;
-    let krunner = krunner(&config.common.state_dir).await?;
+    let krunner = krunner(&config.common, &config.kernel.krunner).await?;
     let kernel = config.kernel;
     let host = kernel.host.clone();
     let jail = match kernel.sandbox {

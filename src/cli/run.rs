@@ -19,9 +19,11 @@ use tokio_util::task::TaskTracker;
 use self::job::{Job, Stop};
 use self::session::Session;
 use self::terminal::Terminal;
-use super::{CommonArgs, node};
+use super::{CommonArgs, KrunnerOptions, node};
+use crate::config::KrunnerSource;
 use crate::kernel::runner::link::Connect;
 use crate::kernel::runner::zmq::ZmqConnect;
+use crate::krunner::KrunnerEnv;
 use crate::runtime::{ContainerRuntime, ImageStore};
 
 /// Name of the folder of runs in the state folder.
@@ -69,6 +71,9 @@ pub struct RunArgs {
     /// Ends the kernel after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
+    /// What it gets at `/opt/backend.ai`.
+    #[command(flatten)]
+    pub krunner: KrunnerOptions,
     /// No progress on standard error.
     #[arg(short, long)]
     pub quiet: bool,
@@ -84,7 +89,7 @@ pub struct Place {
     /// The way to runners.
     pub connect: Arc<dyn Connect>,
     /// What is shown at `/opt/backend.ai`.
-    pub krunner: PathBuf,
+    pub krunner: KrunnerEnv,
     /// Folder below which the run keeps its files.
     pub folder: PathBuf,
     /// Whether the engine listens on forwarded host ports itself.
@@ -95,9 +100,13 @@ pub struct Place {
 ///
 /// # Errors
 /// Whatever ended it.
-pub async fn main(args: RunArgs, common: CommonArgs) -> anyhow::Result<ExitCode> {
+pub async fn main(
+    args: RunArgs,
+    common: CommonArgs,
+    krunner: KrunnerSource,
+) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
-    let place = open(&common).await?;
+    let place = open(&common, &krunner).await?;
     let (sender, stops) = mpsc::channel(4);
     let (tasks, ended) = (TaskTracker::new(), CancellationToken::new());
     let listening = listen(sender)?;
@@ -148,13 +157,13 @@ fn listen(stops: mpsc::Sender<Stop>) -> std::io::Result<impl Future<Output = ()>
     })
 }
 
-async fn open(common: &CommonArgs) -> anyhow::Result<Place> {
+async fn open(common: &CommonArgs, krunner: &KrunnerSource) -> anyhow::Result<Place> {
     let engine = node::open_engine(common).await?;
     Ok(Place {
         runtime: engine.runtime,
         images: engine.images,
         connect: Arc::new(ZmqConnect),
-        krunner: node::krunner(&common.state_dir).await?,
+        krunner: node::krunner(common, krunner).await?,
         // Not in the run folder, which is usually memory: the code may write much.
         folder: common.state_dir.join(FOLDER),
         listens: engine.listens,

@@ -7,9 +7,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::CommonOptions;
 use super::daemon::{self, Stop};
 use super::node;
+use super::{CommonOptions, KrunnerOptions};
 use crate::config::Config;
 use crate::logging;
 use crate::manager::identity::Sources;
@@ -98,6 +98,9 @@ pub struct ServeArgs {
     /// Serve /metrics, /healthz and /readyz here [default: off]
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics_addr: Option<String>,
+    /// What kernels get at `/opt/backend.ai`.
+    #[command(flatten)]
+    pub krunner: KrunnerOptions,
     /// An argument of the jail; a leading space lets it begin with a hyphen. May be repeated
     #[arg(long, value_name = "ARG")]
     pub jail_arg: Vec<String>,
@@ -164,6 +167,7 @@ impl ServeArgs {
             ("verbose", &self.verbose),
         ]
         .into_iter()
+        .chain(self.krunner.given())
         .map(|(name, value)| (name, value.clone()))
     }
 }

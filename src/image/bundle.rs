@@ -17,10 +17,13 @@ use super::error::{ImageError, Result};
 use super::import::{self, Destination, ImportOptions};
 use super::layout::{Temporary, digest_of, parse_config, parse_manifest, same_diff_id};
 use super::reference::{ImageRef, digest_hex};
-use super::unpack::{Limits, Unpacked, survey};
+use super::unpack::{Limits, Unpacked, survey, unpack_over};
 use super::{Added, NAME};
 
+mod remote;
 mod save;
+
+pub(crate) use self::remote::RemoteImage;
 
 /// Where containerd looks for an image's full name.
 const FULL_NAME: &str = "io.containerd.image.name";
@@ -139,6 +142,20 @@ impl Bundle {
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder.path
+    }
+}
+
+impl BundledImage {
+    /// Unpacks all layers into one empty folder, which then shows what a container of the image would see. Blocks.
+    ///
+    /// # Errors
+    /// As [`Store::import`](super::Store::import); what it leaves is the caller's to remove.
+    pub fn unpack(&self, to: &Path) -> Result<()> {
+        for layer in &self.layers {
+            let what = format!("blob {} of {}", layer.digest, self.names.join(" "));
+            unpack_over(&what, &layer.path, to, Limits::default())?;
+        }
+        Ok(())
     }
 }
 

@@ -23,6 +23,7 @@ use async_trait::async_trait;
 use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
 
 pub use self::admin::{ImageAdmin, NodeImages};
+pub(crate) use self::bundle::RemoteImage;
 pub use self::bundle::{Bundle, BundledImage, BundledLayer};
 pub use self::error::ImageError;
 pub use self::import::ImportOptions;

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::scratch::Scratch;
 use crate::agent::AgentError;
 use crate::agent::request::{KernelConfig, KernelId, ServicePort, VfolderMount};
+use crate::krunner::{self, KrunnerEnv};
 use crate::resource::device::DeviceEffects;
 use crate::resource::spec::MountRecord;
 use crate::runtime::{
@@ -22,7 +23,7 @@ pub const REPL_OUT: u16 = 2001;
 /// The terminal's input and output, for images of the legacy `git` runtime.
 const TERMINAL: [u16; 2] = [2002, 2003];
 /// Where the runner's layer is shown.
-const KRUNNER: &str = "/opt/backend.ai";
+const KRUNNER: &str = krunner::MOUNT_POINT;
 /// The user's home.
 const WORK: &str = "/home/work";
 /// Largest log kept for a kernel, bytes.
@@ -37,8 +38,8 @@ pub struct PlanSettings {
     pub agent_id: String,
     /// `LOCAL_USER_ID` of uid-match images.
     pub kernel_uid: u32,
-    /// The unpacked krunner layer: what is shown at `/opt/backend.ai`.
-    pub krunner: PathBuf,
+    /// What is shown at `/opt/backend.ai`, and whose runner it is.
+    pub krunner: KrunnerEnv,
     /// The socket that programs inside ask, where there is one.
     pub agent_socket: Option<PathBuf>,
     /// Where the hosts of virtual folders are mounted.
@@ -82,6 +83,8 @@ pub struct KernelSpec {
     pub uid_match: bool,
     /// Variables that are set to the number of cores.
     pub core_count_variables: Vec<String>,
+    /// What the image is built on, as it says; empty when it does not.
+    pub distro: String,
     /// Language of the runner.
     pub runtime_type: String,
     /// Interpreter or compiler.
@@ -106,6 +109,7 @@ impl KernelSpec {
                 .split(' ')
                 .any(|feature| feature == "uid-match"),
             core_count_variables: items(label("ai.backend.envs.corecount")),
+            distro: label("ai.backend.base-distro").to_owned(),
             runtime_type: if runtime_type.is_empty() {
                 "python"
             } else {
@@ -223,8 +227,8 @@ pub fn vfolders(
         .collect()
 }
 
-/// The session's environment in 19.03's order: the manager's, the user id, core counts, accelerators. `LD_PRELOAD` of
-/// the original's hook is left out: there is none in our krunner layer (README, differences).
+/// The session's environment in 19.03's order: the manager's, the user id, core counts, the hook library (which only
+/// 19.03's runner has), accelerators.
 #[must_use]
 pub fn environ(
     settings: &PlanSettings,
@@ -239,6 +243,10 @@ pub fn environ(
     let cores = effects.cores.unwrap_or_default().to_string();
     for name in &spec.core_count_variables {
         set(&mut all, name, cores.clone());
+    }
+    let package = settings.krunner.package.as_ref();
+    if let Some(library) = package.and_then(|package| package.preload(&spec.distro)) {
+        set(&mut all, "LD_PRELOAD", library);
     }
     for (name, value) in &effects.env {
         set(&mut all, name, value.clone());
@@ -321,22 +329,25 @@ fn container_id(agent: &str, kernel: &KernelId, attempt: &str) -> ContainerId {
 }
 
 fn command(settings: &PlanSettings, spec: &KernelSpec) -> Vec<String> {
-    let runner = [
-        format!("{KRUNNER}/bin/krunner"),
-        "init".into(),
-        "--".into(),
-        spec.runtime_type.clone(),
-    ];
-    settings
-        .jail
-        .iter()
-        .cloned()
+    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (first, runner) = match &settings.krunner.package {
+        None => (Vec::new(), words(&[krunner::KRUNNER, "init", "--"])),
+        Some(_) => (
+            vec![format!("{KRUNNER}/bin/entrypoint.sh")],
+            words(&[&format!("{KRUNNER}/bin/python"), "-m", "ai.backend.kernel"]),
+        ),
+    };
+    first
+        .into_iter()
+        .chain(settings.jail.iter().cloned())
         .chain(runner)
+        .chain([spec.runtime_type.clone()])
         .chain(spec.runtime_path.clone())
         .collect()
 }
 
-/// 19.03's mounts (5.4), with the krunner layer in place of the helper container's volume and the many small binds.
+/// 19.03's mounts (5.4), with the krunner environment in place of the helper container's volume; the many small binds
+/// are those of 19.03's runner alone.
 fn mounts(settings: &PlanSettings, input: &PlanInput<'_>) -> Vec<Mount> {
     let bind = |source: &Path, target: &str, read_only| Mount {
         kind: MountKind::Bind(source.to_owned()),
@@ -354,7 +365,15 @@ fn mounts(settings: &PlanSettings, input: &PlanInput<'_>) -> Vec<Mount> {
             .iter()
             .map(|v| bind(Path::new(&v.host), &v.container, v.read_only)),
     );
-    all.push(bind(&settings.krunner, KRUNNER, true));
+    all.push(bind(&settings.krunner.root, KRUNNER, true));
+    let package = settings.krunner.package.as_ref();
+    let files = package.map(|package| package.binds(&input.spec.distro));
+    all.extend(
+        files
+            .into_iter()
+            .flatten()
+            .map(|(from, to)| bind(&from, &to, true)),
+    );
     all.extend(
         settings
             .agent_socket
@@ -466,7 +485,7 @@ mod tests {
         PlanSettings {
             agent_id: "i-node".into(),
             kernel_uid: 1000,
-            krunner: "/state/krunner/opt/backend.ai".into(),
+            krunner: PathBuf::from("/state/krunner/opt/backend.ai").into(),
             agent_socket: Some("/run/agent.sock".into()),
             vfolder_base: "/mnt".into(),
             vfolder_prefix: "pfx".into(),
@@ -508,7 +527,11 @@ mod tests {
     }
 
     fn planned() -> ContainerSpec {
-        let (settings, config) = (settings(), config());
+        planned_with(&settings())
+    }
+
+    fn planned_with(settings: &PlanSettings) -> ContainerSpec {
+        let config = config();
         let spec = KernelSpec::parse(&config.image, &config.labels).expect("good labels");
         let effects = DeviceEffects {
             limits: Limits {
@@ -530,11 +553,11 @@ mod tests {
             spec: &spec,
             effects: &effects,
             scratch: &scratch,
-            vfolders: &vfolders(&settings, &config.mounts).expect("good mounts"),
-            environ: &environ(&settings, &config, &spec, &effects),
+            vfolders: &vfolders(settings, &config.mounts).expect("good mounts"),
+            environ: &environ(settings, &config, &spec, &effects),
             ports: &KernelPorts::deal(&spec, &[30000, 30001, 30002, 30003]),
         };
-        container(&settings, &input, "1")
+        container(settings, &input, "1")
     }
 
     #[test]
@@ -576,6 +599,61 @@ mod tests {
         );
         let expected = MountKind::Bind("/mnt/local/pfx/0123456789abcdef0123456789abcdef".into());
         assert_eq!(plan.mounts[2].kind, expected);
+    }
+
+    #[test]
+    fn the_runner_of_2019_comes_with_its_files_its_entry_point_and_its_hook() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let machine = std::env::consts::ARCH;
+        for name in [
+            "runner/entrypoint.sh",
+            "runner/su-exec.ubuntu16.04.bin",
+            &format!("runner/libbaihook.ubuntu16.04.{machine}.so"),
+            "kernel/__main__.py",
+            "helpers/__init__.py",
+        ] {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("below it")).expect("made");
+            std::fs::write(path, "").expect("written");
+        }
+        let package = krunner::Package::open(folder.path()).expect("whole");
+        let plan = planned_with(&PlanSettings {
+            krunner: KrunnerEnv {
+                root: "/env".into(),
+                package: Some(package.clone()),
+            },
+            jail: vec!["jail".into()],
+            ..settings()
+        });
+        assert_eq!(
+            plan.args,
+            [
+                "/opt/backend.ai/bin/entrypoint.sh",
+                "jail",
+                "/opt/backend.ai/bin/python",
+                "-m",
+                "ai.backend.kernel",
+                "python",
+                "/usr/bin/python3"
+            ]
+        );
+        let hook = "/opt/backend.ai/hook/libbaihook.so".to_owned();
+        assert!(plan.env.contains(&("LD_PRELOAD".to_owned(), hook)));
+        let env = plan
+            .mounts
+            .iter()
+            .position(|mount| mount.kind == MountKind::Bind("/env".into()));
+        let env = env.expect("shown");
+        for (from, to) in package.binds("") {
+            let at = plan
+                .mounts
+                .iter()
+                .position(|mount| mount.target == Path::new(&to));
+            let at = at.expect("shown");
+            assert!(at > env, "{to}");
+            assert_eq!(plan.mounts[at].kind, MountKind::Bind(from));
+            assert!(plan.mounts[at].read_only);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod bearer;
 mod bundle;
 mod command;
 mod hostile;
+mod krunner;
 mod push;
 mod registry;
 mod rootfs;

@@ -202,7 +202,7 @@ async fn start(
         plan: PlanSettings {
             agent_id: "i-test".to_owned(),
             kernel_uid: 1000,
-            krunner: "/nowhere/krunner".into(),
+            krunner: PathBuf::from("/nowhere/krunner").into(),
             agent_socket: None,
             vfolder_base: "/mnt".into(),
             vfolder_prefix: String::new(),

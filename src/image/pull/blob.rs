@@ -115,8 +115,8 @@ async fn claim(layout: &Layout, path: &Path, diff_id: &str) -> Result<Option<Fil
     }
 }
 
-/// Fetches what is missing at the end of the file.
-async fn fetch(
+/// Fetches what is missing at the end of the file. The caller checks the digest.
+pub(in crate::image) async fn fetch(
     remote: &Remote,
     what: &str,
     digest: &str,

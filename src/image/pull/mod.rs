@@ -11,6 +11,7 @@ use oci_client::RegistryOperation;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::blob::fetch as fetch_blob;
 pub(crate) use self::client::Remote;
 use super::archive::same_length;
 use super::error::{ImageError, Result};

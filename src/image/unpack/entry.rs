@@ -32,9 +32,21 @@ struct Metadata {
     xattrs: Vec<(String, Vec<u8>)>,
 }
 
+/// What becomes of whiteouts, and of the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layering {
+    /// One layer alone: whiteouts become those of the overlay.
+    Overlay,
+    /// A layer over others: only what it hides is removed.
+    Whiteouts,
+    /// A layer over others: all but its whiteouts.
+    Content,
+}
+
 /// Puts entries into a folder, one by one.
 pub(super) struct Unpacker<'a> {
     what: &'a str,
+    layering: Layering,
     limits: Limits,
     tree: Tree,
     privileged: bool,
@@ -49,6 +61,7 @@ impl<'a> Unpacker<'a> {
         let tree = Tree::open(to).map_err(ImageError::io(format!("open {}", to.display())))?;
         Ok(Self {
             what,
+            layering: Layering::Overlay,
             limits,
             tree,
             privileged: rustix::process::geteuid().is_root(),
@@ -58,8 +71,13 @@ impl<'a> Unpacker<'a> {
         })
     }
 
+    /// With another treatment of whiteouts.
+    pub(super) fn layered(self, layering: Layering) -> Self {
+        Self { layering, ..self }
+    }
+
     /// Adds one entry.
-    pub(super) fn add<R: Read>(&mut self, mut entry: tar::Entry<'_, R>) -> Result<()> {
+    pub(super) fn add<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<()> {
         self.entries += 1;
         if self.entries > self.limits.entries {
             return Err(ImageError::TooManyEntries {
@@ -74,28 +92,38 @@ impl<'a> Unpacker<'a> {
         if kind == EntryType::XGlobalHeader {
             return Ok(());
         }
-        let metadata = self.metadata(&mut entry, &shown)?;
+        let metadata = self.metadata(entry, &shown)?;
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
-            return self.root(kind, &metadata, &shown);
+            return match self.layering {
+                Layering::Whiteouts => Ok(()),
+                Layering::Overlay | Layering::Content => self.root(kind, &metadata, &shown),
+            };
         };
         let parent = path.parent().unwrap_or(Path::new(""));
-        if name.as_bytes().starts_with(WHITEOUT) {
-            return self
-                .whiteout(parent, &name)
-                .map_err(|error| self.failed(&shown, error));
+        match (self.layering, name.as_bytes().starts_with(WHITEOUT)) {
+            (Layering::Content, true) | (Layering::Whiteouts, false) => return Ok(()),
+            (Layering::Whiteouts, true) => {
+                return self.hide(&path).map_err(|error| self.failed(&shown, error));
+            }
+            (Layering::Overlay, true) => {
+                return self
+                    .whiteout(parent, &name)
+                    .map_err(|error| self.failed(&shown, error));
+            }
+            (Layering::Overlay | Layering::Content, false) => {}
         }
         match kind {
             EntryType::Directory => self.directory(parent, &name, &path, &metadata),
-            EntryType::Link => return self.hard_link(&entry, parent, &name, &shown),
+            EntryType::Link => return self.hard_link(entry, parent, &name, &shown),
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 self.symlink(parent, &name, &target, &metadata)
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                return self.node(&entry, parent, &name, &metadata, &shown);
+                return self.node(entry, parent, &name, &metadata, &shown);
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                return self.file(&mut entry, parent, &name, &metadata, &shown);
+                return self.file(entry, parent, &name, &metadata, &shown);
             }
             other => {
                 return Err(ImageError::Unsupported {
@@ -377,6 +405,26 @@ impl<'a> Unpacker<'a> {
             }
             Some(_) => Ok(()),
         }
+    }
+
+    /// Removes what a whiteout hides of the layers below.
+    fn hide(&mut self, path: &Path) -> io::Result<()> {
+        let (at, name) = match self.tree.parent_of(path) {
+            Ok(Some(place)) => place,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(None) | Err(_) => return Ok(()),
+        };
+        self.tree.forget();
+        let name = name.as_bytes();
+        if name == OPAQUE {
+            return tree::remove_content(&tree::open_folder(at.as_fd(), OsStr::new("."))?);
+        }
+        let hidden = OsStr::from_bytes(&name[WHITEOUT.len()..]);
+        let nothing = hidden.is_empty() || hidden == "." || hidden == "..";
+        if name.starts_with(METADATA) || nothing || tree::look(at.as_fd(), hidden)?.is_none() {
+            return Ok(());
+        }
+        tree::remove_all(at.as_fd(), hidden)
     }
 
     fn make_opaque(&self, folder: BorrowedFd<'_>) -> io::Result<()> {

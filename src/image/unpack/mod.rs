@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use sha2::{Digest, Sha256};
 
-use self::entry::Unpacker;
+use self::entry::{Layering, Unpacker};
 use self::survey::Surveyor;
 use super::compression::decompress;
 use super::error::{ImageError, Result};
@@ -60,6 +60,21 @@ pub(crate) fn unpack(what: &str, source: impl Read, to: &Path, limits: Limits) -
     })
 }
 
+/// Unpacks a layer's archive over the layers that are in the folder already, so that the folder shows what a
+/// container would see. The archive is read twice: a layer hides what is below it, never its own.
+pub(crate) fn unpack_over(what: &str, archive: &Path, to: &Path, limits: Limits) -> Result<()> {
+    for layering in [Layering::Whiteouts, Layering::Content] {
+        let source = std::fs::File::open(archive);
+        let source = source.map_err(ImageError::io(format!("open {}", archive.display())))?;
+        let mut unpacker = Unpacker::new(what, to, limits)?.layered(layering);
+        walk(what, source, limits, io::sink(), |entry| {
+            unpacker.add(entry)
+        })?;
+        unpacker.finish()?;
+    }
+    Ok(())
+}
+
 /// Refuses what [`unpack`] refuses, as far as the archive alone tells it, and unpacks nothing. The plain tar goes to
 /// `copy`; a failure there looks like one of the archive.
 pub(crate) fn survey(
@@ -69,9 +84,7 @@ pub(crate) fn survey(
     copy: impl Write,
 ) -> Result<Unpacked> {
     let mut surveyor = Surveyor::new(what, limits);
-    let walked = walk(what, source, limits, copy, |mut entry| {
-        surveyor.add(&mut entry)
-    })?;
+    let walked = walk(what, source, limits, copy, |entry| surveyor.add(entry))?;
     Ok(Unpacked {
         size: surveyor.bytes(),
         ..walked
@@ -84,15 +97,17 @@ fn walk<'a, W: Write>(
     source: impl Read + 'a,
     limits: Limits,
     copy: W,
-    mut add: impl FnMut(tar::Entry<'_, Meter<Box<dyn Read + 'a>, W>>) -> Result<()>,
+    mut add: impl FnMut(&mut tar::Entry<'_, Meter<Box<dyn Read + 'a>, W>>) -> Result<()>,
 ) -> Result<Unpacked> {
     let (_, plain) = decompress(source).map_err(|error| broken(what, error))?;
     let allowance = Rc::new(Cell::new(HEADERS));
     let mut archive = tar::Archive::new(Meter::new(plain, copy, allowance.clone()));
     for entry in archive.entries().map_err(|error| broken(what, error))? {
-        let entry = entry.map_err(|error| broken(what, error))?;
+        let mut entry = entry.map_err(|error| broken(what, error))?;
         allowance.set(entry.size().saturating_add(HEADERS));
-        add(entry)?;
+        add(&mut entry)?;
+        // What was not wanted of it is read before the allowance shrinks again.
+        io::copy(&mut entry, &mut io::sink()).map_err(|error| broken(what, error))?;
         allowance.set(HEADERS);
     }
     allowance.set(u64::MAX);

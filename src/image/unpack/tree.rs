@@ -156,6 +156,14 @@ pub(super) fn remove_all(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes all that is in a folder, never through a link.
+pub(super) fn remove_content(folder: &OwnedFd) -> io::Result<()> {
+    while let Some(child) = remove_files(folder)? {
+        remove_all(folder.as_fd(), &child)?;
+    }
+    Ok(())
+}
+
 /// Removes what is no folder; returns the first folder it meets.
 fn remove_files(folder: &OwnedFd) -> io::Result<Option<OsString>> {
     for entry in Dir::read_from(folder)? {

@@ -1,0 +1,107 @@
+//! An image of a registry as a bundle, for those who need its files and no store.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::{Bundle, Folder, Writer};
+use crate::image::Added;
+use crate::image::error::{ImageError, Result};
+use crate::image::import::Destination as _;
+use crate::image::layout::{Temporary, digest_of};
+use crate::image::pull::{self, Described, PullOptions, Remote};
+use crate::image::reference::ImageRef;
+
+/// An image that a registry has.
+pub(crate) struct RemoteImage {
+    remote: Remote,
+    name: ImageRef,
+    found: Described,
+    options: PullOptions,
+}
+
+impl RemoteImage {
+    /// Asks for it.
+    ///
+    /// # Errors
+    /// Those of a pull.
+    pub(crate) async fn find(name: &str, options: PullOptions) -> Result<Self> {
+        let name = ImageRef::parse(name)?;
+        let (remote, found) = pull::describe(&name, &options).await?;
+        Ok(Self {
+            remote,
+            name,
+            found,
+            options,
+        })
+    }
+
+    /// Digest of its manifest.
+    pub(crate) fn digest(&self) -> String {
+        digest_of(&self.found.manifest_bytes)
+    }
+
+    /// Fetches its layers into a bundle below `scratch`.
+    ///
+    /// # Errors
+    /// Those of a pull; nothing is then left.
+    pub(crate) async fn fetch(self, scratch: &Path) -> Result<Bundle> {
+        let scratch = scratch.to_owned();
+        let folder = blocking(move || Folder::make(&scratch)).await?;
+        let mut fetched = Vec::new();
+        for layer in self.found.manifest.layers() {
+            let digest = layer.digest().to_string();
+            let what = format!("blob {digest} of {}", self.remote.name());
+            let temporary = Temporary::within(&folder.path);
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(temporary.path())
+                .map_err(ImageError::io(format!("write {what}")))?;
+            let progress = &self.options.progress;
+            pull::fetch_blob(&self.remote, &what, &digest, layer.size(), file, progress).await?;
+            fetched.push((what, temporary));
+        }
+        let name = self.name.tagged().unwrap_or_else(|| self.name.to_string());
+        let found = self.found;
+        blocking(move || bundle(folder, name, &found, fetched)).await
+    }
+}
+
+/// Checks what was fetched, and makes a layout of it.
+fn bundle(
+    folder: Folder,
+    name: String,
+    found: &Described,
+    fetched: Vec<(String, Temporary)>,
+) -> Result<Bundle> {
+    let writer = Writer::new(folder)?;
+    let diff_ids = found.config.rootfs().diff_ids();
+    let layers = found.manifest.layers().iter().zip(diff_ids);
+    for ((what, file), (layer, diff_id)) in fetched.iter().zip(layers) {
+        let digest = layer.digest().to_string();
+        let reading = ImageError::io(format!("read {what}"));
+        let mut source = File::open(file.path()).map_err(reading)?;
+        writer.add_layer(what, &mut source, Some(&digest), Some(diff_id))?;
+    }
+    writer.write_blob(&found.config_bytes)?;
+    let added = Added {
+        manifest: writer.write_blob(&found.manifest_bytes)?,
+        manifest_size: found.manifest_bytes.len() as u64,
+        repo_digest: Some(found.top_digest.clone()),
+        names: vec![name],
+    };
+    drop(fetched);
+    writer.finish(&[added])
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(ImageError::io("work on images")(std::io::Error::other(
+            error,
+        ))),
+    }
+}
