@@ -25,8 +25,8 @@ root_tree() {
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --customize-hook="$kernel_hook" \
     --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*' \
-    bookworm "$root" ${BACKENDAI_DEBIAN_MIRROR:+"$BACKENDAI_DEBIAN_MIRROR"}
-  depmod -b "$root" "$(ls "$root/lib/modules")"
+    bookworm "$root" ${BACKENDAI_DEBIAN_MIRROR:+"$BACKENDAI_DEBIAN_MIRROR"} || return
+  depmod -b "$root" "$(ls "$root/lib/modules")" || return
   install -m 755 "$here/init" "$root/sbin/guest-init"
 }
 
@@ -61,15 +61,17 @@ build() {
   work=$(mktemp -d "${TMPDIR:-/var/tmp}/bai-vm.XXXXXX")
   # shellcheck disable=SC2064
   trap "rm -rf '$work'" EXIT
-  root_tree "$work/root"
-  version=$(ls "$work/root/lib/modules")
-  mv "$work/root/boot/vmlinuz-$version" "$folder/vmlinuz"
-  initial_root "$work/root" "$folder/initrd" "$work/initial"
-  truncate -s 3G "$folder/root.ext4"
-  mke2fs -q -t ext4 -O ^has_journal -d "$work/root" "$folder/root.ext4"
-  touch "$folder/complete"
+  # In a condition bash does not end at the first failure by itself.
+  root_tree "$work/root" &&
+    version=$(ls "$work/root/lib/modules") &&
+    mv "$work/root/boot/vmlinuz-$version" "$folder/vmlinuz" &&
+    initial_root "$work/root" "$folder/initrd" "$work/initial" &&
+    truncate -s 3G "$folder/root.ext4" &&
+    mke2fs -q -t ext4 -O ^has_journal -d "$work/root" "$folder/root.ext4" &&
+    touch "$folder/complete"
 }
 
+need_apt mmdebstrap e2fsprogs busybox-static cpio kmod
 folder=$cache/vm/$(key "$here/image.sh" "$here/init" "$here/packages")
 mkdir -p "$cache/vm"
 if [ ! -e "$folder/complete" ] && ! locked vm-image build "$folder" > "$cache/vm/build.log" 2>&1; then

@@ -8,7 +8,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ "$(uname -m)" != x86_64 ]; then echo "skipped vm: needs an x86-64 machine"; exit 0; fi
 agent=${BACKENDAI_AGENT_BIN:-$repo/target/debug/backendai-agent}
 [ -x "$agent" ] || die "no agent at $agent: run 'cargo build' first"
-need_apt qemu-system-x86 mmdebstrap e2fsprogs busybox-static cpio kmod binutils jq
+need_apt qemu-system-x86 e2fsprogs binutils jq
 
 payload=$(mktemp -d "${TMPDIR:-/var/tmp}/bai-payload.XXXXXX")
 trap 'rm -rf "$payload"' EXIT
