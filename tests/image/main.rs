@@ -10,4 +10,5 @@ mod krunner;
 mod push;
 mod registry;
 mod rootfs;
+mod server;
 mod support;

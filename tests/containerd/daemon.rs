@@ -1,0 +1,220 @@
+//! The daemon dies, freezes, restarts: containers live on, calls fail by their limits and say so, all is found again.
+
+use std::fs;
+use std::time::Duration;
+
+use backendai_agent::runtime::{
+    ContainerId, ContainerState, Mount, MountKind, NetworkMode, Result, RuntimeError,
+};
+
+use crate::node::{Node, exec_spec};
+
+/// SIGKILL.
+const KILL: i32 = 9;
+/// Far beyond every limit: a call that takes longer hangs.
+const HANGS: Duration = Duration::from_secs(60);
+
+fn assert_unavailable<T: std::fmt::Debug>(answer: Result<T>) {
+    assert!(
+        matches!(answer, Err(RuntimeError::Unavailable { .. })),
+        "{answer:?}"
+    );
+}
+
+async fn in_time<T>(call: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANGS, call).await.expect("it hangs")
+}
+
+/// Every verb but `wait` fails, and says that the engine does not answer.
+async fn assert_nothing_answers(node: &Node, id: &ContainerId) {
+    let (runtime, spec) = (&node.runtime, node.shell("true"));
+    let program = exec_spec(&["true"]);
+    let all = async {
+        tokio::join!(
+            runtime.info(),
+            runtime.create(&spec),
+            runtime.start(id),
+            runtime.kill(id, KILL),
+            runtime.remove(id),
+            runtime.inspect(id),
+            runtime.list(),
+            runtime.logs(id, 10),
+            runtime.exec(id, &program),
+            node.images.list(),
+            node.another(),
+        )
+    };
+    let all = in_time(all).await;
+    assert_unavailable(all.0);
+    assert_unavailable(all.1);
+    assert_unavailable(all.2);
+    assert_unavailable(all.3);
+    assert_unavailable(all.4);
+    assert_unavailable(all.5);
+    assert_unavailable(all.6);
+    assert_unavailable(all.7);
+    assert_unavailable(all.8);
+    assert_unavailable(all.9);
+    assert_unavailable(all.10);
+}
+
+/// A container that goes on when the file `go/name` is there.
+fn waiting(node: &Node, then: &str) -> backendai_agent::runtime::ContainerSpec {
+    let go = node.dir.path().join("go");
+    fs::create_dir_all(&go).expect("a folder");
+    let script = format!("echo here; while ! [ -e /go/now ]; do sleep 0.02; done; {then}");
+    let mut spec = node.shell(&script);
+    spec.network = NetworkMode::Bridge;
+    spec.mounts = vec![Mount {
+        kind: MountKind::Bind(go),
+        target: "/go".into(),
+        read_only: true,
+    }];
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_outlive_a_daemon_that_is_killed_and_a_wait_goes_on() {
+    let Some(mut node) = Node::new().await else {
+        return;
+    };
+    let id = node.launch(&waiting(&node, "echo bye; exit 11")).await;
+    let before = node.runtime.list().await.expect("list");
+    let runtime = node.runtime.clone();
+    let waited = id.clone();
+    let waits = tokio::task::JoinSet::from_iter([async move { runtime.wait(&waited).await }]);
+    node.daemon.kill();
+    assert_nothing_answers(&node, &id).await;
+    node.daemon.start_again();
+    assert_eq!(node.runtime.list().await.expect("list"), before);
+    assert_eq!(before[0].state, ContainerState::Running);
+    let output = node.runtime.exec(&id, &exec_spec(&["echo", "alive"])).await;
+    assert_eq!(output.expect("exec").stdout, b"alive\n");
+    fs::write(node.dir.path().join("go/now"), "").expect("a file");
+    let ends = in_time(waits.join_all()).await;
+    assert_eq!(ends[0].as_ref().expect("wait").code, 11);
+    let log = node.runtime.logs(&id, 100).await.expect("logs");
+    assert_eq!(log, b"here\nbye\n");
+    // What was seen once is known for ever, whatever the daemon forgets.
+    node.daemon.restart();
+    assert_eq!(node.runtime.wait(&id).await.expect("wait").code, 11);
+    let info = node.runtime.inspect(&id).await.expect("inspect");
+    assert_eq!(info.exit.map(|exit| exit.code), Some(11));
+    node.runtime.remove(&id).await.expect("remove");
+    assert_eq!(node.runtime.list().await.expect("list"), []);
+    assert_nothing_left(&node);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_ends_while_the_daemon_is_away_has_stopped_when_it_is_back() {
+    let Some(mut node) = Node::new().await else {
+        return;
+    };
+    let id = node.launch(&waiting(&node, "exit 11")).await;
+    let pid = node.runtime.inspect(&id).await.expect("inspect").pid;
+    node.daemon.kill();
+    fs::write(node.dir.path().join("go/now"), "").expect("a file");
+    let process = format!("/proc/{}", pid.expect("it runs"));
+    let ended = async {
+        while fs::exists(&process).expect("proc") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    in_time(ended).await;
+    node.daemon.start_again();
+    // containerd forgets the codes of those that it finds dead; that it has ended is what counts.
+    let end = in_time(node.runtime.wait(&id)).await.expect("wait");
+    assert!([11, 137].contains(&end.code), "{end:?}");
+    let info = node.runtime.inspect(&id).await.expect("inspect");
+    assert_eq!(
+        (info.state, info.exit),
+        (ContainerState::Stopped, Some(end))
+    );
+    node.runtime.remove(&id).await.expect("remove");
+    assert_nothing_left(&node);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_daemon_is_told_and_answers_when_it_goes_on() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let id = node.launch(&waiting(&node, "exit 12")).await;
+    let runtime = node.runtime.clone();
+    let waited = id.clone();
+    let waits = tokio::task::JoinSet::from_iter([async move { runtime.wait(&waited).await }]);
+    node.daemon.freeze();
+    assert_nothing_answers(&node, &id).await;
+    node.daemon.thaw();
+    let found = async {
+        while node.runtime.list().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    in_time(found).await;
+    fs::write(node.dir.path().join("go/now"), "").expect("a file");
+    let ends = in_time(waits.join_all()).await;
+    // The signal that was asked for while it was frozen may have come through after all.
+    let code = ends[0].as_ref().expect("wait").code;
+    assert!([12, 137].contains(&code), "{code}");
+    node.runtime.remove(&id).await.expect("remove");
+    assert_eq!(node.runtime.list().await.expect("list"), []);
+    assert_nothing_left(&node);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shim_that_is_killed_takes_its_container_along_and_wait_says_so() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let id = node.launch(&node.shell("sleep 1000")).await;
+    let shims = fs::read_dir("/proc").expect("proc").flatten();
+    let shim = shims.filter_map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let ours = line.contains("containerd-shim") && line.contains(&id.0);
+        ours.then(|| entry.file_name().into_string().expect("text"))
+    });
+    let shim: Vec<_> = shim.collect();
+    let killed = std::process::Command::new("/bin/busybox")
+        .args(["kill", "-9"])
+        .args(&shim)
+        .status();
+    assert!(!shim.is_empty() && killed.expect("kill").success());
+    for _ in 0..2 {
+        let end = in_time(node.runtime.wait(&id)).await.expect("wait");
+        assert_eq!(end.code, 137);
+    }
+    let info = node.runtime.inspect(&id).await.expect("inspect");
+    assert_eq!((info.state, info.pid), (ContainerState::Stopped, None));
+    node.runtime.remove(&id).await.expect("remove");
+    assert_nothing_left(&node);
+}
+
+/// No snapshot, mount, cgroup, folder or namespace of any container.
+fn assert_nothing_left(node: &Node) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let dir = node.dir.path().display().to_string();
+    for mark in [&dir, &node.daemon.folder().display().to_string()] {
+        let left: Vec<_> = mounts.lines().filter(|line| line.contains(mark)).collect();
+        assert_eq!(left, Vec::<&str>::new());
+    }
+    for folder in [
+        "state/containerd/containers",
+        "run/network/records",
+        "run/netns",
+    ] {
+        let entries = fs::read_dir(node.dir.path().join(folder))
+            .into_iter()
+            .flatten();
+        let left: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        assert_eq!(left, Vec::<std::path::PathBuf>::new());
+    }
+    let snapshots = node.ctr(&["snapshots", "ls"]);
+    let active = snapshots
+        .lines()
+        .filter(|line| line.trim_end().ends_with("Active"));
+    assert_eq!(active.count(), 0, "{snapshots}");
+    assert_eq!(node.ctr(&["tasks", "ls", "-q"]), "");
+    assert_eq!(node.ctr(&["containers", "ls", "-q"]), "");
+}
