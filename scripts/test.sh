@@ -115,7 +115,7 @@ for lane in "$@"; do
     youki) rust_lane youki "(kind(test) & (test(/(^|::)youki::/) | binary(node))) - ($others)";;
     containerd|docker) engine_lane "$lane";;
     doc) doc_lane;;
-    real_stack) script_lane real_stack tests/real_stack/run.sh;;
+    real_stack) script_lane real_stack tests/real_stack/run.sh --all;;
     vm) script_lane vm tests/vm/lane.sh;;
     *) die "no lane $lane: there are rust, youki, containerd, docker, doc, real_stack, vm";;
   esac

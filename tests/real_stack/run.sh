@@ -2,11 +2,20 @@
 # run.sh [--runtime youki|docker|containerd] [CASE...]: the agent (BACKENDAI_AGENT_BIN, else target/debug/backendai-agent) on an engine
 # under the real 19.03.3 manager. Prints `ok ENGINE.CASE`, `FAILED ENGINE.CASE` or `skipped NAME: what is missing` for each case.
 # run.sh --adoption [CASE...]: the agent and the Python agent 19.03.3 take over each other's kernels, on Docker.
+# run.sh --all: all of these, one after the other.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
 . "$here/../../scripts/lib.sh"
 
+if [ "${1:-}" = --all ]; then
+  status=0
+  for suite in "--runtime youki" "--runtime docker" "--runtime containerd" --adoption; do
+    # shellcheck disable=SC2086
+    "$0" $suite || status=1
+  done
+  exit "$status"
+fi
 runtime=youki suite=youki venv_names=(manager client)
 case ${1:-} in
   --runtime) runtime=${2:?--runtime wants an engine} suite=$2; shift 2;;
