@@ -1,10 +1,10 @@
 # The commands of the repository. Each installs what it lacks (apt, cargo, pip), says so, and keeps it.
 # What they keep outside target/ is in ~/.cache/backendai-agent, which may be removed at any time.
-.PHONY: help demo check test bench krunner-layer clean-cache
+.PHONY: help demo check test bench cross-arm64 krunner-layer clean-cache
 RUNTIME ?= youki
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: ## run Python in a container, from nothing: make demo [RUNTIME=youki]
 	@scripts/demo.sh $(RUNTIME)
@@ -21,6 +21,9 @@ endif
 
 bench: ## measure; writes target/bench.json and a table
 	@scripts/bench.sh
+
+cross-arm64: ## build for arm64 on a machine of another kind (with rustup); what comes out is not run
+	@scripts/cross.sh
 
 krunner-layer: ## the runner inside kernels as an OCI image layout: make krunner-layer [OUT=target/krunner-layer]
 	@scripts/krunner-layer.sh $(OUT)

@@ -74,5 +74,7 @@ fn is_of_an_outer_build(name: &str) -> bool {
         "DEP_",
     ];
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    (starts(&GONE) && !starts(&KEPT)) || name == "MAKEFLAGS"
+    // The linker of another architecture is the same for both.
+    let linker = name.starts_with("CARGO_TARGET_") && name.ends_with("_LINKER");
+    (starts(&GONE) && !starts(&KEPT) && !linker) || name == "MAKEFLAGS"
 }
