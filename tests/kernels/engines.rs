@@ -9,7 +9,7 @@ use crate::daemons::{Daemon, Kind, OwnDaemon};
 use crate::node::{TestNode, batch};
 
 /// A node whose daemon is this test's alone.
-async fn on_own(kind: Kind, options: &[&str]) -> Option<TestNode> {
+pub async fn on_own(kind: Kind, options: &[&str]) -> Option<TestNode> {
     let runtime = match kind {
         Kind::Docker => RuntimeKind::Docker,
         Kind::Containerd => RuntimeKind::Containerd,

@@ -44,4 +44,5 @@ mod inside;
 mod life;
 mod node;
 mod python;
+mod residue;
 mod runs;

@@ -151,6 +151,15 @@ impl TestNode {
         self.folder.path().join(name)
     }
 
+    /// The folders of the node and of its daemon.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        let daemon = self.daemon.as_ref().map(Daemon::folder);
+        daemon
+            .into_iter()
+            .chain([self.folder.path().to_owned()])
+            .collect()
+    }
+
     /// Folder of a kernel's scratch.
     pub fn scratch(&self, kernel: &str) -> PathBuf {
         self.path("scratch").join(self.id(kernel).as_str())
