@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backendai_agent::agent::event::Event;
 use backendai_agent::agent::request::{
@@ -264,7 +264,12 @@ impl TestNode {
         let mut result = self.execute(kernel, run, mode).await;
         let mut console = result.console;
         let over = [RunStatus::Finished, RunStatus::WaitingInput];
+        let began = Instant::now();
         while !over.contains(&result.status) {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "run {run} does not end: {console:?}"
+            );
             result = self.execute(kernel, run, ExecuteMode::Continue).await;
             console.append(&mut result.console);
         }
