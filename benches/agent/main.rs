@@ -7,6 +7,9 @@
     reason = "a program of its own, told by its environment"
 )]
 
+#[path = "../../tests/daemons/mod.rs"]
+mod daemons;
+mod engines;
 mod krunner;
 mod node;
 mod peers;
@@ -48,7 +51,7 @@ async fn measure() -> Result<()> {
     if wants("krunner") {
         krunner::measure(&mut report, folder.path())?;
     }
-    let mut node = Node::start(folder.path(), &image).await?;
+    let mut node = Node::start(folder.path(), &image, &[]).await?;
     if wants("startup") {
         report.add(startup(&mut node).await?);
     }
@@ -66,6 +69,12 @@ async fn measure() -> Result<()> {
         scale(&node, &mut report).await?;
     }
     node.stop().await?;
+    drop(node);
+    for engine in engines::ENGINES {
+        if wants(&format!("create.{}", engine.name)) {
+            engines::measure(engine, &image, &mut report).await?;
+        }
+    }
     report.write()
 }
 
@@ -117,9 +126,11 @@ async fn starts(node: &Node, report: &mut Report) -> Result<()> {
         destroy.push_ms(begin.elapsed());
         peers.round(&mut create)?;
     }
+    let many = engines::at_once(node, "youki", &create).await?;
     report.add(create);
     report.add(output);
     report.add(destroy);
+    report.add(many);
     Ok(())
 }
 

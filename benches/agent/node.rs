@@ -17,7 +17,7 @@ use super::report::Series;
 use super::rpc::{Rpc, map};
 
 /// Name under which the image is imported.
-const IMAGE: &str = "bench/python:latest";
+pub const IMAGE: &str = "bench/python:latest";
 
 /// A program that ends with this value.
 struct Guard(Child);
@@ -32,6 +32,7 @@ impl Drop for Guard {
 /// The daemon and what it talks to.
 pub struct Node {
     folder: PathBuf,
+    options: Vec<String>,
     agent_port: u16,
     etcd_port: u16,
     image: (String, Value),
@@ -41,7 +42,8 @@ pub struct Node {
 }
 
 impl Node {
-    pub async fn start(folder: &Path, image: &Path) -> Result<Self> {
+    /// On the engine that these options name, with everything below `folder`.
+    pub async fn start(folder: &Path, image: &Path, options: &[String]) -> Result<Self> {
         let [agent_port, etcd_port, peer_port, redis_port] = free_ports()?;
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let etcd = spawn(
@@ -101,9 +103,10 @@ impl Node {
                 .await?;
         }
         std::fs::create_dir_all(folder.join("scratches"))?;
-        let image = import(folder, image)?;
+        let image = import(folder, image, options)?;
         let mut node = Self {
             folder: folder.into(),
+            options: options.to_vec(),
             agent_port,
             etcd_port,
             image,
@@ -128,6 +131,7 @@ impl Node {
         command
             .arg("serve")
             .args(folders(&self.folder))
+            .args(&self.options)
             .arg("--scratch-root")
             .arg(self.folder.join("scratches"))
             .args([
@@ -311,11 +315,12 @@ pub fn agent() -> PathBuf {
 }
 
 /// Imports the kernel image; its digest and labels.
-fn import(folder: &Path, image: &Path) -> Result<(String, Value)> {
+fn import(folder: &Path, image: &Path, options: &[String]) -> Result<(String, Value)> {
     let flags = std::env::var("BACKENDAI_BENCH_IMAGE_FLAGS").unwrap_or_default();
     let output = Command::new(agent())
         .args(["image", "import"])
         .args(folders(folder))
+        .args(options)
         .arg("--json")
         .arg(image)
         .arg(IMAGE)

@@ -12,27 +12,27 @@ use serde_json::{Value, json};
 /// One measured figure and the peers measured in turn with it.
 #[derive(Debug)]
 pub struct Series {
-    name: &'static str,
+    name: String,
     unit: &'static str,
     values: Vec<f64>,
     peers: BTreeMap<&'static str, Vec<f64>>,
 }
 
 impl Series {
-    pub fn new(name: &'static str, unit: &'static str) -> Self {
+    pub fn new(name: impl Into<String>, unit: &'static str) -> Self {
         Self {
-            name,
+            name: name.into(),
             unit,
             values: Vec::new(),
             peers: BTreeMap::new(),
         }
     }
 
-    pub fn ms(name: &'static str) -> Self {
+    pub fn ms(name: impl Into<String>) -> Self {
         Self::new(name, "ms")
     }
 
-    pub fn single(name: &'static str, unit: &'static str, value: f64) -> Self {
+    pub fn single(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
         Self {
             values: vec![value],
             ..Self::new(name, unit)
@@ -45,6 +45,11 @@ impl Series {
 
     pub fn push_ms(&mut self, time: Duration) {
         self.push(time.as_secs_f64() * 1e3);
+    }
+
+    /// Takes what another series measured for a peer.
+    pub fn set_peer(&mut self, peer: &'static str, other: &Self) {
+        self.peers.insert(peer, other.values.clone());
     }
 
     pub fn push_peer(&mut self, peer: &'static str, time: Duration) {
@@ -87,7 +92,7 @@ impl Report {
                 .map(|(name, values)| format!("{name} {:.1}", percentile(values, 50)))
                 .collect();
             let mut row = vec![
-                series.name.to_owned(),
+                series.name.clone(),
                 series.unit.to_owned(),
                 series.values.len().to_string(),
             ];
@@ -107,7 +112,7 @@ impl Report {
 fn entry(series: &Series) -> Value {
     let numbers = |values: &[f64]| json!({ "p50": percentile(values, 50), "p95": percentile(values, 95), "max": percentile(values, 100) });
     let mut entry = numbers(&series.values);
-    entry["name"] = series.name.into();
+    entry["name"] = series.name.clone().into();
     entry["unit"] = series.unit.into();
     entry["n"] = series.values.len().into();
     let peers: serde_json::Map<String, Value> = series

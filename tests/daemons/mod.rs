@@ -117,10 +117,17 @@ impl OwnDaemon {
     ///
     /// Says what the machine lacks when the program is not installed.
     pub fn start(kind: Kind, options: &[&str]) -> Result<Self, String> {
+        if installed(kind.program()) {
+            own_network();
+        }
+        Self::start_here(kind, options)
+    }
+
+    /// Like [`Self::start`], for a caller whose whole process is in a network namespace of its own.
+    pub fn start_here(kind: Kind, options: &[&str]) -> Result<Self, String> {
         if !installed(kind.program()) {
             return Err(format!("needs {} (not installed)", kind.program()));
         }
-        own_network();
         let prefix = format!("bai-{}-", kind.program());
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir();
         let folder = folder.expect("temp dir");
