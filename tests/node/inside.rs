@@ -25,7 +25,7 @@ fn the_code_has_namespaces_of_its_own() {
         assert_ne!(host.to_string_lossy(), inside);
     }
     assert!(
-        !node.ids().is_empty(),
+        node.is_docker() || !node.ids().is_empty(),
         "the search for cgroups knows the container"
     );
     node.assert_nothing_left();

@@ -9,12 +9,14 @@ fn what_a_killed_run_left_is_removed_by_the_next() {
     let node = Node::python();
     let mut run = node.start(&["-c", "print('up')\nimport time\ntime.sleep(1000)"]);
     assert_eq!(run.line(), "up\n");
-    let ids = node.ids();
-    assert_eq!(ids.len(), 1);
-    let name = node.network_name();
-    // The search finds what there is, so that finding nothing later means something.
-    assert!(ids.iter().all(|id| !cgroups(id).is_empty()));
-    assert!(nft_tables().contains(&name));
+    if !node.is_docker() {
+        let ids = node.ids();
+        assert_eq!(ids.len(), 1);
+        let name = node.network_name();
+        // The search finds what there is, so that finding nothing later means something.
+        assert!(ids.iter().all(|id| !cgroups(id).is_empty()));
+        assert!(nft_tables().contains(&name));
+    }
     run.signal(Signal::KILL);
     let (status, _, _) = run.wait();
     assert_eq!(status.code(), None);

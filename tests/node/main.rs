@@ -1,5 +1,10 @@
-//! `backendai-agent run`, the real program on the real engine without a daemon; needs root, busybox-static and (once)
-//! mmdebstrap.
+//! `backendai-agent run` and the operator's commands, the real program on a real engine: the one that
+//! `BACKENDAI_TEST_RUNTIME` names (`youki`, `docker`, `containerd`), youki when absent. Needs root, busybox-static and
+//! (once) mmdebstrap. For a daemon's engine run it beside a daemon: `tests/daemons/lane.sh docker cargo nextest run
+//! --test node`; without one each test starts its own.
+
+#[path = "../daemons/mod.rs"]
+mod daemons;
 
 mod code;
 mod disturb;

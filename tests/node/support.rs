@@ -14,6 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use serde_json::Value;
+
+use crate::daemons::{Daemon, Kind, OwnDaemon};
 use rustix::fs::{FlockOperation, OFlags, flock, open};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -25,11 +28,28 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(100);
 /// What is imported once and used by every test.
 const SHARED: [&str; 3] = ["images", "layers", "krunner"];
+/// Names the engine of the tests; youki when absent.
+const ENGINE: &str = "BACKENDAI_TEST_RUNTIME";
+
+/// The daemon of the engine that the lane names; none for the engine without one.
+fn daemon_kind() -> Option<Kind> {
+    #[allow(clippy::disallowed_methods, reason = "the lane tells")]
+    let named = std::env::var(ENGINE).unwrap_or_default();
+    match named.as_str() {
+        "" | "youki" => None,
+        "docker" => Some(Kind::Docker),
+        "containerd" => Some(Kind::Containerd),
+        other => panic!("{ENGINE}={other}: there are youki, docker and containerd"),
+    }
+}
 
 /// Folders of the program, with one image.
 pub struct Node {
     dir: TempDir,
     image: &'static str,
+    daemon: Option<(Kind, Daemon)>,
+    /// Kernels that were seen.
+    kernels: Arc<Mutex<BTreeSet<String>>>,
     /// Containers that were seen.
     ids: Arc<Mutex<BTreeSet<String>>>,
     watching: Arc<AtomicBool>,
@@ -48,9 +68,14 @@ impl Node {
     }
 
     fn new(image: &'static str) -> Self {
-        let shared = shared_store(image);
-        let node = Self::empty(image);
-        for name in SHARED {
+        let daemon = daemon_kind().map(|kind| (kind, Daemon::get(kind).expect("a daemon")));
+        let (shared, shares) = match &daemon {
+            None => (shared_store(image), &SHARED[..]),
+            // A daemon has the images.
+            Some((kind, daemon)) => (import_into(*kind, daemon, image), &["krunner"][..]),
+        };
+        let node = Self::empty(image, daemon);
+        for name in shares {
             symlink(shared.join(name), node.dir.path().join("state").join(name)).expect("link");
         }
         node
@@ -58,35 +83,48 @@ impl Node {
 
     /// Without any image.
     pub fn without_images() -> Self {
-        Self::empty("none")
+        let own = |kind| Daemon::Own(OwnDaemon::start(kind, &[]).expect("a daemon"));
+        Self::empty("none", daemon_kind().map(|kind| (kind, own(kind))))
     }
 
-    fn empty(image: &'static str) -> Self {
+    fn empty(image: &'static str, daemon: Option<(Kind, Daemon)>) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
+        let containers = match &daemon {
+            Some((Kind::Containerd, _)) => "state/containerd/containers",
+            _ => "state/containers",
+        };
         fs::create_dir_all(dir.path().join("state/containers")).expect("folder");
-        let ids = Arc::new(Mutex::default());
+        let (ids, kernels) = (Arc::<Mutex<BTreeSet<String>>>::default(), Arc::default());
         let watching = Arc::new(AtomicBool::new(true));
-        let (seen, go, folder) = (
-            Arc::clone(&ids),
-            Arc::clone(&watching),
-            dir.path().to_owned(),
-        );
+        let watched = [
+            (dir.path().join(containers), Arc::clone(&ids)),
+            (dir.path().join("state/runs"), Arc::clone(&kernels)),
+        ];
+        let go = Arc::clone(&watching);
         let watcher = std::thread::spawn(move || {
             while go.load(Ordering::Relaxed) {
-                let mut seen: std::sync::MutexGuard<'_, BTreeSet<String>> =
-                    seen.lock().expect("lock");
-                seen.extend(names(&folder.join("state/containers")));
-                drop(seen);
+                for (folder, seen) in &watched {
+                    let now = names(folder).into_iter();
+                    let whole = now.filter(|name| !name.starts_with('.'));
+                    seen.lock().expect("lock").extend(whole);
+                }
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
         Self {
             dir,
             image,
+            daemon,
+            kernels,
             ids,
             watching,
             watcher: Some(watcher),
         }
+    }
+
+    /// Whether the engine is dockerd, which has a network and cgroups of its own.
+    pub fn is_docker(&self) -> bool {
+        matches!(self.daemon, Some((Kind::Docker, _)))
     }
 
     /// A new empty folder of this test's.
@@ -96,9 +134,14 @@ impl Node {
         path
     }
 
-    /// Containers that were seen so far.
+    /// Containers that were seen so far; dockerd keeps its own where nobody looks.
     pub fn ids(&self) -> BTreeSet<String> {
         self.ids.lock().expect("lock").clone()
+    }
+
+    /// Kernels that were seen so far.
+    pub fn kernels(&self) -> BTreeSet<String> {
+        self.kernels.lock().expect("lock").clone()
     }
 
     /// `backendai-agent run` with these arguments.
@@ -128,6 +171,9 @@ impl Node {
             .arg(dir.join("run"))
             .env_remove("SUDO_UID")
             .current_dir("/");
+        if let Some((kind, daemon)) = &self.daemon {
+            settle_engine(command, *kind, daemon);
+        }
     }
 
     /// Starts `backendai-agent run` on pipes.
@@ -167,6 +213,7 @@ impl Node {
             "run/containers",
             "run/netns",
             "state/containers",
+            "state/containerd/containers",
             "state/runs",
         ] {
             let names = names(&dir.join(folder));
@@ -175,6 +222,7 @@ impl Node {
         let records = names(&dir.join("run/network"));
         left.extend(records.into_iter().filter(|name| name != "lock"));
         left.extend(self.processes());
+        left.extend(self.containers());
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
         let place = dir.to_string_lossy().into_owned();
         let ours = mounts.lines().filter(|line| line.contains(&place));
@@ -188,6 +236,24 @@ impl Node {
             left.push(format!("nft table {name}"));
         }
         left
+    }
+
+    /// Containers of kernels of this node that the daemon still has.
+    fn containers(&self) -> Vec<String> {
+        if self.daemon.is_none() {
+            return Vec::new();
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_backendai-agent"));
+        command.args(["ps", "-a", "--json"]);
+        self.settle(&mut command);
+        let outcome = Run::start(&mut command).end();
+        let listed: Vec<Value> = serde_json::from_str(&outcome.out).expect("a list");
+        let kernels = self.kernels.lock().expect("lock");
+        let ours = listed.iter().filter(|it| {
+            let kernel = it["kernel_id"].as_str();
+            kernel.is_some_and(|kernel| kernels.contains(kernel))
+        });
+        ours.map(|it| format!("container {it}")).collect()
     }
 
     /// The name of the bridge and of the rule table.
@@ -284,6 +350,49 @@ fn shared_store(image: &str) -> PathBuf {
         File::create(done).expect("marked");
     }
     state
+}
+
+/// The engine of the tests, as the program's environment names it.
+fn settle_engine(command: &mut Command, kind: Kind, daemon: &Daemon) {
+    let name = match kind {
+        Kind::Docker => "docker",
+        Kind::Containerd => "containerd",
+    };
+    command.env("BACKEND_RUNTIME", name);
+    command.env("BACKEND_RUNTIME_ENDPOINT", daemon.endpoint());
+}
+
+/// Imports the image into a daemon that lacks it; gives a folder with what tests share besides.
+fn import_into(kind: Kind, daemon: &Daemon, image: &str) -> PathBuf {
+    let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join("node-images/daemon");
+    fs::create_dir_all(base.join("krunner")).expect("folder");
+    let lock = File::create(base.join(format!("{image}.lock"))).expect("lock");
+    flock(&lock, FlockOperation::LockExclusive).expect("lock");
+    let agent = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_backendai-agent"));
+        command.args(args);
+        command.arg("--state-dir").arg(&base);
+        command.arg("--run-dir").arg(base.join("run"));
+        settle_engine(&mut command, kind, daemon);
+        let output = command.output().expect("started");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {text}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let there: Vec<Value> = serde_json::from_str(&agent(&["image", "ls", "--json"])).expect("list");
+    let name = Value::from(format!("{image}:latest"));
+    let is_there = |it: &Value| {
+        it["names"]
+            .as_array()
+            .is_some_and(|all| all.contains(&name))
+    };
+    if !there.iter().any(is_there) {
+        let (tar, flags) = (script(&[image]), script(&["--flags", image]));
+        let mut args = vec!["image", "import", tar.trim(), image];
+        args.extend(flags.lines());
+        agent(&args);
+    }
+    base
 }
 
 fn script(args: &[&str]) -> String {
