@@ -2,7 +2,8 @@
 //!
 //! A leased port is bound (and not listened on) for as long as the lease lives, so that no other program takes it;
 //! forwarding rules act before a packet would reach that socket. An engine that listens itself (Docker's proxy) has the
-//! sockets released first.
+//! sockets released first. Other agents and runs on this host would take such a port then, so each leased port is also
+//! a name in the host's abstract sockets, which only they look at.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -10,7 +11,9 @@ use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use rustix::net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, bind, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketAddrV4, SocketFlags, SocketType, bind, socket_with,
+};
 
 use crate::agent::AgentError;
 
@@ -28,6 +31,8 @@ pub struct PortLease {
     pool: PortPool,
     ports: Vec<u16>,
     sockets: Vec<OwnedFd>,
+    /// What other agents see of it.
+    _marks: Vec<OwnedFd>,
 }
 
 impl PortPool {
@@ -46,15 +51,16 @@ impl PortPool {
     /// [`AgentError::PortsExhausted`] when there are too few.
     pub fn lease(&self, wanted: usize) -> Result<PortLease, AgentError> {
         let mut free = self.free.lock().expect("no panic while held");
-        let (mut ports, mut sockets) = (Vec::with_capacity(wanted), Vec::with_capacity(wanted));
+        let (mut ports, mut sockets, mut marks) = (Vec::new(), Vec::new(), Vec::new());
         for port in free.iter().copied() {
             if ports.len() == wanted {
                 break;
             }
             // A port that another program holds stays in the pool: that program may end.
-            if let Ok(socket) = hold(port) {
+            if let (Ok(mark), Ok(socket)) = (mark(port), hold(port)) {
                 ports.push(port);
                 sockets.push(socket);
+                marks.push(mark);
             }
         }
         if ports.len() < wanted {
@@ -70,6 +76,7 @@ impl PortPool {
             pool: self.clone(),
             ports,
             sockets,
+            _marks: marks,
         })
     }
 
@@ -86,6 +93,7 @@ impl PortPool {
             pool: self.clone(),
             ports: ports.to_vec(),
             sockets,
+            _marks: ports.iter().filter_map(|port| mark(*port).ok()).collect(),
         }
     }
 
@@ -125,6 +133,22 @@ impl Drop for PortLease {
 #[must_use]
 pub fn is_free(port: u16) -> bool {
     hold(port).is_ok()
+}
+
+/// Tells other agents of this network namespace that a port is taken, whoever listens on it.
+fn mark(port: u16) -> rustix::io::Result<OwnedFd> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let name = format!("backendai-agent/port/{port}");
+    bind(
+        &socket,
+        &SocketAddrUnix::new_abstract_name(name.as_bytes())?,
+    )?;
+    Ok(socket)
 }
 
 /// Binds a port on all addresses without listening.
@@ -191,6 +215,21 @@ mod tests {
         assert!(TcpListener::bind(("0.0.0.0", *ports.start())).is_err());
         lease.release_sockets();
         assert!(TcpListener::bind(("0.0.0.0", *ports.start())).is_ok());
+    }
+
+    #[test]
+    fn a_port_released_to_an_engine_is_not_given_by_another_agent_before_it_listens() {
+        let ports = range(2);
+        let (one, other) = (PortPool::new(ports.clone()), PortPool::new(ports.clone()));
+        let mut lease = one.lease(1).expect("room");
+        lease.release_sockets();
+        let next = other.lease(1).expect("room");
+        assert_eq!(next.ports(), [*ports.end()]);
+        drop(lease);
+        assert_eq!(
+            other.lease(1).expect("it is back").ports(),
+            [*ports.start()]
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is asked of a container between `create` and `remove`.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use backendai_monitor::log;
@@ -247,9 +248,13 @@ impl Inner {
         Ok(Some(record.info(&id.0, task.as_ref(), exit)))
     }
 
-    pub(super) async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
+    pub(super) async fn log_folder(&self, id: &ContainerId) -> Result<PathBuf> {
         self.container(id).await?;
-        let logs = self.folders.of(id).logs();
+        Ok(self.folders.of(id).logs())
+    }
+
+    pub(super) async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
+        let logs = self.log_folder(id).await?;
         let read = tokio::task::spawn_blocking(move || log::tail(&logs, limit)).await;
         let read = read.unwrap_or_else(|error| Err(error.into()));
         read.map_err(|error| {

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use self::client::{Client, engine_error, failed};
@@ -34,10 +35,11 @@ use self::handler::Handler;
 use self::images::Images;
 use super::{Engine, EngineConfig};
 use crate::image::ImageAdmin;
+use crate::runtime::log::follow_files;
 use crate::runtime::network::{Network, NetworkConfig};
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
-    Pid, Result, RuntimeInfo,
+    LogPart, Pid, Result, RuntimeInfo,
 };
 
 /// Name of the engine.
@@ -161,6 +163,11 @@ impl ContainerRuntime for Containerd {
 
     async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
         self.0.logs(id, limit).await
+    }
+
+    async fn follow(&self, id: &ContainerId, tail: usize, to: mpsc::Sender<LogPart>) -> Result<()> {
+        let folder = self.0.log_folder(id).await?;
+        follow_files(folder, tail, self.wait(id), to).await
     }
 
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 
 use self::adopt::Adopter;
 use self::connect::Client;
@@ -28,7 +29,7 @@ use crate::image::ImageAdmin;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
-    Pid, Result, RuntimeError, RuntimeInfo,
+    LogPart, Pid, Result, RuntimeError, RuntimeInfo,
 };
 
 /// The engine's name.
@@ -193,6 +194,10 @@ impl ContainerRuntime for Docker {
 
     async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
         self.read_log(id, limit).await
+    }
+
+    async fn follow(&self, id: &ContainerId, tail: usize, to: mpsc::Sender<LogPart>) -> Result<()> {
+        self.follow_log(id, tail, to).await
     }
 
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {

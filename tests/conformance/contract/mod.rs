@@ -36,6 +36,7 @@ macro_rules! contract {
 
 mod agents;
 mod exec;
+mod follow;
 mod inside;
 mod life;
 mod limits;
