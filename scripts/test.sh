@@ -50,8 +50,10 @@ rust_lane() {
   fi
   finish "$name" "$status" "$log" "$p" "$f" "$s" "$start"
 }
-# engine_lane ENGINE: the tests of an engine with a daemon, which all share one.
-engine_lane() { rust_lane "$1" "$(of_engine "$1")" tests/daemons/lane.sh "$1"; }
+# engine_lane ENGINE: the tests of an engine with a daemon, which all share one, and the program itself on it.
+engine_lane() {
+  rust_lane "$1" "$(of_engine "$1") | binary(node)" env BACKENDAI_TEST_RUNTIME="$1" tests/daemons/lane.sh "$1"
+}
 
 doc_lane() {
   local log=$logs/doc.log status=0 summary start=$SECONDS

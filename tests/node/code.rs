@@ -121,6 +121,8 @@ fn folders_may_be_given_relative_to_the_current_one() {
             .unwrap_or(&text)
             .to_owned()
     }));
+    let given = command.get_envs();
+    relative.envs(given.filter_map(|(name, value)| Some((name, value?))));
     relative.current_dir(&real);
     command = relative;
     let outcome = crate::support::Run::start(&mut command).end();

@@ -46,13 +46,19 @@ fn a_kernel_that_kills_everything_ends_only_itself() {
     let code =
         "import os, time\nif os.fork() == 0:\n  os.kill(-1, 9)\n  os._exit(0)\ntime.sleep(1000)";
     let outcome = node.run(&["-c", code]);
+    // dockerd puts a first process of its own before the runner, which is therefore killed too.
+    let (wanted, word) = if node.is_docker() {
+        (1, "ended before the code")
+    } else {
+        (137, "has ended")
+    };
     assert_eq!(
         (outcome.code, outcome.out.as_str()),
-        (137, ""),
+        (wanted, ""),
         "{}",
         outcome.err
     );
-    assert!(outcome.err.contains("has ended"), "{}", outcome.err);
+    assert!(outcome.err.contains(word), "{}", outcome.err);
     neighbour.say("still here\n");
     let outcome = neighbour.end();
     assert_eq!((outcome.code, outcome.out.as_str()), (0, "still here\n"));
