@@ -12,7 +12,7 @@ const KERNEL: &str = "11111111-2222-3333-4444-555555555555";
 
 /// Makes a kernel as the Python agent does: an env container with a volume, and a container beside it that has neither
 /// labels nor anything else of ours.
-fn python_kernel(node: &Node, kernel: &str, agent: &str) -> String {
+fn python_kernel(node: &Node, kernel: &str) -> String {
     let env = format!("kernel-env.{kernel}");
     node.docker(&[
         "create",
@@ -23,9 +23,6 @@ fn python_kernel(node: &Node, kernel: &str, agent: &str) -> String {
         IMAGE,
         "true",
     ]);
-    let socket = node.dir.path().join(format!("agent.{agent}.sock"));
-    fs::write(&socket, "").expect("a file");
-    let socket = format!("{}:/opt/backend.ai/agent.sock", socket.display());
     let name = format!("kernel.busybox.{kernel}");
     node.docker(&[
         "run",
@@ -35,8 +32,6 @@ fn python_kernel(node: &Node, kernel: &str, agent: &str) -> String {
         &name,
         "--volumes-from",
         &env,
-        "-v",
-        &socket,
         "-p",
         "30211:2000",
         "-p",
@@ -60,12 +55,10 @@ async fn a_kernel_of_the_python_agent_is_ours_while_it_runs_and_leaves_nothing()
     let Some(node) = Node::new(&[]).await else {
         return;
     };
-    let id = python_kernel(&node, KERNEL, "i-node");
+    let id = python_kernel(&node, KERNEL);
     write_scratch(&node, KERNEL, &id);
-    // Without the order to adopt, and for an agent of another name, it is a stranger.
+    // Without the order to adopt it is a stranger.
     assert_eq!(node.runtime.list().await.expect("list"), []);
-    let other = node.adopting("i-other").await;
-    assert_eq!(other.list().await.expect("list"), []);
     let runtime = node.adopting("i-node").await;
     let listed = runtime.list().await.expect("list");
     assert_eq!(listed.len(), 1, "{listed:?}");
@@ -102,7 +95,7 @@ async fn a_kernel_that_no_scratch_folder_of_ours_names_is_a_strangers() {
     let Some(node) = Node::new(&[]).await else {
         return;
     };
-    let id = python_kernel(&node, KERNEL, "i-node");
+    let id = python_kernel(&node, KERNEL);
     let runtime = node.adopting("i-node").await;
     assert_eq!(runtime.list().await.expect("list"), []);
     write_scratch(&node, KERNEL, "None");

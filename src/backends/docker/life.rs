@@ -2,21 +2,24 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
     RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
 };
-use futures_util::StreamExt as _;
+use futures_util::future::FusedFuture as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{sleep, timeout};
 
 use super::connect::{message, status};
 use super::{Docker, ENGINE, LABEL_ATTEMPT, Note, create, devices, invalid, known, not_found};
 use crate::runtime::{
-    BoxError, ContainerId, ContainerSpec, ContainerState, ExitStatus, Limits, Pid, Result,
-    RuntimeError, check,
+    BoxError, ContainerId, ContainerInfo, ContainerSpec, ContainerState, ExitStatus, Limits, Pid,
+    Result, RuntimeError, check,
 };
+use crate::sys::pidfd::PidFd;
 
 /// How often a container that is not started yet is looked at while its end is waited for.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -137,7 +140,7 @@ impl Docker {
             let pause = match self.look_at(id).await {
                 Ok(info) => match (info.state, info.exit) {
                     (ContainerState::Stopped, Some(exit)) => return Ok(exit),
-                    (ContainerState::Running, _) => self.until_not_running(id).await,
+                    (ContainerState::Running, _) => self.until_not_running(&info).await,
                     _ => GLANCE,
                 },
                 Err(RuntimeError::Unavailable { .. }) => RETRY,
@@ -148,16 +151,36 @@ impl Docker {
     }
 
     /// Waits on the daemon; gives how long to wait before looking at the container.
-    async fn until_not_running(&self, id: &ContainerId) -> Duration {
+    async fn until_not_running(&self, info: &ContainerInfo) -> Duration {
         use bollard::errors::Error;
         let options = WaitContainerOptionsBuilder::default()
             .condition("not-running")
             .build();
-        let mut ends = Box::pin(self.client.api.wait_container(&id.0, Some(options)));
-        match ends.next().await {
-            // The client makes an error of every exit code but 0.
-            Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => Duration::ZERO,
-            _ => RETRY,
+        let call = self.client.api.wait_container(&info.id.0, Some(options));
+        let (mut ends, mut noting) = (pin!(call), pin!(self.note_out_of_memory(info).fuse()));
+        loop {
+            tokio::select! {
+                () = &mut noting, if !noting.is_terminated() => {}
+                // The client makes an error of every exit code but 0.
+                end = ends.next() => return match end {
+                    Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => Duration::ZERO,
+                    _ => RETRY,
+                },
+            }
+        }
+    }
+
+    /// When the first process ends, notes whether memory ran out: Linux counts that until the cgroup is removed, and
+    /// dockerd does not know it where containerd cannot watch the cgroup.
+    async fn note_out_of_memory(&self, info: &ContainerInfo) {
+        let (Some(pid), Some(cgroup)) = (info.pid, &info.cgroup) else {
+            return;
+        };
+        if let Ok(Some(process)) = PidFd::open(pid)
+            && process.ended().await.is_ok()
+            && self.cgroups.oom_killed(cgroup)
+        {
+            self.set_note(&info.id, Note::OutOfMemory);
         }
     }
 

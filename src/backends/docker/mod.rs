@@ -62,12 +62,14 @@ pub async fn open_images(config: EngineConfig) -> Result<Arc<dyn ImageAdmin>> {
     Ok(Arc::new(DockerImages::new(client)))
 }
 
-/// What happens to a container that dockerd does not keep: it lives no longer than this agent, which is enough, because
-/// an agent that finds a container not yet started removes it.
+/// What happens to a container and dockerd does not keep. It lives no longer than this agent, which is enough: an agent
+/// that finds a container not running removes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Note {
     /// It is being started.
     Starting,
+    /// Memory ran out in it.
+    OutOfMemory,
     /// It was killed by this signal before it was started, so it never will be.
     Killed(i32),
 }

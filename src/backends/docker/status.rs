@@ -36,14 +36,20 @@ impl Docker {
         if let Some(adopter) = &self.adopter {
             adopter.label(&raw, &mut info);
         }
-        if info.state == ContainerState::Created
-            && let Some(Note::Killed(signal)) = self.note(id)
-        {
-            info.state = ContainerState::Stopped;
-            info.exit = Some(ExitStatus {
-                code: 128 + signal,
-                oom_killed: false,
-            });
+        match (info.state, self.note(id)) {
+            (ContainerState::Created, Some(Note::Killed(signal))) => {
+                info.state = ContainerState::Stopped;
+                info.exit = Some(ExitStatus {
+                    code: 128 + signal,
+                    oom_killed: false,
+                });
+            }
+            (_, Some(Note::OutOfMemory)) => {
+                if let Some(exit) = &mut info.exit {
+                    exit.oom_killed = true;
+                }
+            }
+            _ => {}
         }
         if self.own_cgroups {
             let parent = raw.host_config.and_then(|host| host.cgroup_parent);
