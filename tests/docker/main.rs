@@ -6,3 +6,4 @@ mod daemon;
 mod daemons;
 mod images;
 mod node;
+mod tls;

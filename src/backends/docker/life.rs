@@ -23,6 +23,8 @@ use crate::sys::pidfd::PidFd;
 
 /// How often a container that is not started yet is looked at while its end is waited for.
 const GLANCE: Duration = Duration::from_millis(100);
+/// How often a removal that goes on elsewhere is looked at before dockerd's answer counts as an error: half a minute.
+const REMOVAL_GLANCES: u32 = 300;
 /// How long to wait before asking a daemon again that did not answer.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long undoing may take: a daemon that has just failed may be gone.
@@ -257,6 +259,7 @@ impl Docker {
             .force(true)
             .v(true)
             .build();
+        let mut glances = 0;
         loop {
             let call = self
                 .client
@@ -270,8 +273,9 @@ impl Docker {
                 Err(error) if status(&error) == Some(404) => return Ok(()),
                 // Someone else removes it: it is done when dockerd does not know it any more.
                 Err(error)
-                    if status(&error) == Some(409) && message(&error).contains("in progress") =>
+                    if glances < REMOVAL_GLANCES && message(&error).contains("in progress") =>
                 {
+                    glances += 1;
                     sleep(GLANCE).await;
                 }
                 other => return other,
