@@ -25,7 +25,7 @@ bench: ## measure; writes target/bench.json and a table
 cross-arm64: ## build for arm64 on a machine of another kind (with rustup); what comes out is not run
 	@scripts/cross.sh
 
-krunner-layer: ## the runner inside kernels as an OCI image layout: make krunner-layer [OUT=target/krunner-layer]
+krunner-layer: ## the runner inside kernels as an OCI image layout: make krunner-layer [OUT=target/krunner-image]
 	@scripts/krunner-layer.sh $(OUT)
 
 clean-cache: ## remove what the commands keep outside target/

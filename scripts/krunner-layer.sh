@@ -6,7 +6,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/build-deps.sh
 . "$repo/scripts/build-deps.sh"
-out=$(realpath -m "${1:-$repo/target/krunner-layer}")
+out=$(realpath -m "${1:-$repo/target/krunner-image}")
 cd "$repo"
 need_build
 say "building"
