@@ -18,10 +18,13 @@ cargo bench --quiet --no-run --bench agent
 # In namespaces of its own: dockerd and CNI's plug-ins write rules, and `ctr` looks for the plug-ins in places that it cannot be
 # told; the machine keeps neither.
 export BACKENDAI_BENCH_CNI=$repo/benches/agent/cni.conflist
-exec unshare --net --mount bash -c '
+places=()
+for place in /etc/cni /opt/cni /var/lib/cni; do [ -d $place ] || places+=("$place"); done
+mkdir -p /etc/cni /opt/cni /var/lib/cni
+[ ${#places[@]} = 0 ] || trap 'rmdir "${places[@]}"' EXIT
+unshare --net --mount bash -c '
   set -e
   ip link set lo up
-  mkdir -p /etc/cni /opt/cni /var/lib/cni
   for place in /etc/cni /opt/cni /var/lib/cni; do mount -t tmpfs tmpfs "$place"; done
   mkdir -p /etc/cni/net.d
   cp "$BACKENDAI_BENCH_CNI" /etc/cni/net.d/10-bench.conflist

@@ -71,10 +71,6 @@ impl TestNode {
     /// On a daemon, or a line that says what the machine lacks.
     pub async fn on(kind: RuntimeKind, daemon: Result<Daemon, String>) -> Option<Self> {
         match daemon {
-            Ok(_) if kind == RuntimeKind::Containerd && !built(kind).await => {
-                println!("skipped: needs the engine containerd, which is not built yet");
-                None
-            }
             Ok(daemon) => Some(Self::start(kind, Some(daemon)).await),
             Err(lack) => {
                 println!("skipped: {lack}");
@@ -464,11 +460,6 @@ fn ports(name: &str) -> RangeInclusive<u16> {
     let number = u32::from_str_radix(name, 16).expect("hex digits") % 400;
     let first = 22_000 + 20 * u16::try_from(number).expect("less than 400");
     first..=first + 19
-}
-
-async fn built(kind: RuntimeKind) -> bool {
-    let opened = backends::open_images(kind, EngineConfig::default()).await;
-    !opened.is_err_and(|error| error.to_string().contains("not built yet"))
 }
 
 async fn open(kind: RuntimeKind, folder: &Path, daemon: Option<&Daemon>) -> Engine {
