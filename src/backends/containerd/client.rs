@@ -178,6 +178,14 @@ impl Client {
         answer.unwrap_or_else(silent).map(Response::into_inner)
     }
 
+    /// Most open files that the daemon may give: what it starts cannot raise its limit without a privilege.
+    pub async fn open_files(&self) -> Option<u64> {
+        let stream = tokio::net::UnixStream::connect(&self.socket).await.ok()?;
+        let pid = stream.peer_cred().ok()?.pid()?;
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+        hard_limit(&limits, "Max open files")
+    }
+
     /// Makes our namespace when it is missing.
     pub async fn ensure_namespace(&self) -> Answer<()> {
         let mut client = NamespacesClient::new(self.channel.clone());
@@ -193,6 +201,12 @@ impl Client {
             other => other.map(drop),
         }
     }
+}
+
+/// A hard limit out of the text of `/proc/<pid>/limits`; `None` when there is none.
+fn hard_limit(limits: &str, name: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Whether the daemon, and not the request, is the reason.
@@ -230,5 +244,43 @@ pub(super) fn absent_is_done<T>(answer: Answer<T>) -> Answer<Option<T>> {
     match answer {
         Err(status) if status.code() == Code::NotFound => Ok(None),
         other => other.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hard_limit_is_read_unless_there_is_none() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units\n\
+                    Max open files            1024                 524288               files\n\
+                    Max locked memory         unlimited            unlimited            bytes\n";
+        assert_eq!(hard_limit(text, "Max open files"), Some(524_288));
+        assert_eq!(hard_limit(text, "Max locked memory"), None);
+        assert_eq!(hard_limit(text, "Max processes"), None);
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_is_an_absolute_path_with_or_without_a_scheme() {
+        for endpoint in ["/run/a.sock", "unix:///run/a.sock"] {
+            let client = Client::new(endpoint, "backendai").expect("a path");
+            assert_eq!(client.socket, Path::new("/run/a.sock"));
+        }
+        for endpoint in ["a.sock", "tcp://127.0.0.1:1", ""] {
+            let error = Client::new(endpoint, "backendai").expect_err("no path");
+            assert!(matches!(error, RuntimeError::Invalid(_)), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_not_there_is_unavailable_at_once() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let socket = dir.path().join("none.sock");
+        let client = Client::new(&socket.to_string_lossy(), "backendai").expect("a path");
+        let status = client.ensure_namespace().await.expect_err("no daemon");
+        assert!(is_down(&status), "{status:?}");
+        let error = failed("asking")(status);
+        assert!(matches!(error, RuntimeError::Unavailable { .. }), "{error}");
     }
 }

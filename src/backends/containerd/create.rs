@@ -24,10 +24,7 @@ use crate::runtime::{
     ContainerId, ContainerSpec, Limits, Mount, MountKind, NetworkMode, Result, RuntimeError, check,
     names,
 };
-use crate::sys::rlimit;
 
-/// Most open files of a container.
-const OPEN_FILES: u64 = 1 << 20;
 /// Type of an OCI runtime spec in containerd's records.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
@@ -157,6 +154,7 @@ impl Inner {
     /// Makes the cgroups; gives the limits that are left to the engine, and the container's place.
     async fn make_cgroup(&self, spec: &ContainerSpec, path: &Path) -> Result<(Limits, Placement)> {
         let (mut limits, path) = (spec.limits.clone(), path.to_owned());
+        let open_files = self.open_files;
         let make = move || {
             let hierarchies = Hierarchies::read()?;
             hierarchies.create(&path)?;
@@ -167,7 +165,7 @@ impl Inner {
                 cgroup: hierarchies.inner(&path),
                 limits: !hierarchies.is_unified(),
                 image_env: Vec::new(),
-                open_files: rlimit::open_files_at_most(OPEN_FILES),
+                open_files,
             };
             Ok((limits, place))
         };

@@ -41,6 +41,7 @@ use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
     LogPart, Pid, Result, RuntimeInfo,
 };
+use crate::sys::rlimit;
 
 /// Name of the engine.
 const NAME: &str = "containerd";
@@ -48,6 +49,9 @@ const NAME: &str = "containerd";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Namespace of everything that we make in it.
 const NAMESPACE: &str = "backendai";
+
+/// Most open files of a container.
+const OPEN_FILES: u64 = 1 << 20;
 
 /// Opens the engine.
 ///
@@ -61,7 +65,9 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
         .map_err(|error| engine_error("opening the network", error.into()))?;
     let folders = Folders::open(&state.join("containers"))
         .map_err(|error| engine_error("opening the folder of containers", error.into()))?;
+    let open_files = images.client().open_files().await.unwrap_or(OPEN_FILES);
     let runtime = Containerd(Arc::new(Inner {
+        open_files: rlimit::open_files_at_most(open_files.min(OPEN_FILES)),
         client: Arc::clone(images.client()),
         images: Arc::clone(&images),
         handler,
@@ -105,6 +111,8 @@ pub struct Containerd(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// Most open files of a container.
+    open_files: u64,
     client: Arc<Client>,
     images: Arc<Images>,
     handler: Handler,

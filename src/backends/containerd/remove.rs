@@ -11,7 +11,7 @@ use containerd_client::services::v1::{
 use tonic::Code;
 
 use super::Inner;
-use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed};
+use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed, is_down};
 use super::record::Record;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{BoxError, ContainerId, Result, check};
@@ -57,26 +57,29 @@ impl Inner {
     /// Ends and removes everything; the caller holds the folder's lock.
     pub(super) async fn take_apart(&self, id: &ContainerId) -> Result<()> {
         let container = self.container_if_any(id).await?;
-        self.end_task(id).await?;
+        self.kill_task(id).await?;
         let record = container.as_ref().and_then(Record::of);
         let cgroup = record.map_or_else(|| Path::new("/backendai").join(&id.0), |it| it.cgroup);
         let snapshotter = container.map(|container| container.snapshotter);
         let snapshotter = snapshotter.unwrap_or_else(|| self.images.snapshotter().to_owned());
-        let (engine, network, cgroups) = tokio::join!(
-            self.delete_records(id, snapshotter),
-            self.network.detach(&id.0),
-            remove_cgroups(cgroup)
-        );
         let failed = |error| engine_error(format!("removing container {id}"), error);
+        let engine = async {
+            self.delete_task(id).await?;
+            let (records, cgroups) =
+                tokio::join!(self.delete_records(id, snapshotter), remove_cgroups(cgroup));
+            records?;
+            cgroups.map_err(failed)
+        };
+        // Linux takes its time for either.
+        let (engine, network) = tokio::join!(engine, self.network.detach(&id.0));
         engine?;
         network.map_err(|error| failed(error.into()))?;
-        cgroups.map_err(failed)?;
         let removed = self.folders.of(id).remove();
         removed.map_err(|error| failed(error.into()))
     }
 
-    /// Kills the first process, and with it all others, and removes the task with its mounts.
-    async fn end_task(&self, id: &ContainerId) -> Result<()> {
+    /// Kills the first process, and with it all others.
+    async fn kill_task(&self, id: &ContainerId) -> Result<()> {
         let mut client = self.client.tasks();
         let container_id = || id.0.clone();
         let kill = KillRequest {
@@ -89,9 +92,23 @@ impl Inner {
             .client
             .call(SLOW, client.kill(self.client.request(kill)))
             .await;
-        if let Err(status) = absent_is_done(killed) {
-            tracing::debug!("killing container {id}: {}", status.message());
+        match absent_is_done(killed) {
+            Err(status) if is_down(&status) => {
+                Err(failed(format!("ending container {id}"))(status))
+            }
+            // Runtimes have many words for a process that has ended.
+            Err(status) => {
+                tracing::debug!("killing container {id}: {}", status.message());
+                Ok(())
+            }
+            Ok(_) => Ok(()),
         }
+    }
+
+    /// Removes the task with its mounts once its processes are gone.
+    async fn delete_task(&self, id: &ContainerId) -> Result<()> {
+        let mut client = self.client.tasks();
+        let container_id = || id.0.clone();
         let wait = WaitRequest {
             container_id: container_id(),
             ..WaitRequest::default()
