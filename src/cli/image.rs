@@ -9,9 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::{CommonArgs, node, pair};
-use crate::image::{
-    self, Bundle, ImageAdmin, ImageError, ImportOptions, Platform, PullOptions, PushOptions,
-};
+use crate::image::{self, Bundle, ImageAdmin, ImportOptions, Platform, PullOptions, PushOptions};
 use crate::runtime::{ImageInfo, RegistryAuth};
 
 /// Manage images.
@@ -201,16 +199,14 @@ async fn push(args: PushArgs, common: &CommonArgs) -> anyhow::Result<()> {
     if args.source == "-" && args.registry.password_stdin {
         anyhow::bail!("standard input is the archive or the password, not both");
     }
-    if args.source != "-" && !path.exists() {
-        let image = args.source;
+    let bundle = if args.source == "-" || path.exists() {
+        let name = args.to.clone();
+        let open = move || Bundle::open(&path, Some(&name), &ImportOptions::default(), &scratch);
+        blocking(open).await??
+    } else {
         let images = node::open_images(common).await?;
-        images.inspect(&image).await?;
-        let why = "its layers are unpacked and their archives not kept; push the archive or OCI folder that it was made of".to_owned();
-        return Err(ImageError::NothingToPush { image, why }.into());
-    }
-    let name = args.to.clone();
-    let open = move || Bundle::open(&path, Some(&name), &ImportOptions::default(), &scratch);
-    let bundle = blocking(open).await??;
+        images.export(&args.source, &scratch).await?
+    };
     let options = PushOptions {
         auth: args.registry.auth().await?,
         plain_http: args.registry.plain_http,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::error::Result;
-use super::{ImageError, ImportOptions, PullOptions, Store};
+use super::{Bundle, ImageError, ImportOptions, PullOptions, Store};
 use crate::runtime::{ImageInfo, ImageStore, RegistryAuth};
 
 /// The images of an engine, whatever keeps them.
@@ -23,6 +23,16 @@ pub trait ImageAdmin: ImageStore {
 
     /// Pulls an image from its registry as [`ImageStore::pull`] does, with all that an operator may choose.
     async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo>;
+
+    /// Gives an image as a bundle below `scratch`, to be handed on, where the engine still has what it was made of. A
+    /// layout's digests stay; Docker's are those of its archive.
+    async fn export(&self, image: &str, scratch: &Path) -> Result<Bundle> {
+        let _ = scratch;
+        let image = image.to_owned();
+        self.inspect(&image).await?;
+        let why = "its layers are unpacked and their archives not kept; push the archive or OCI folder that it was made of".to_owned();
+        Err(ImageError::NothingToPush { image, why })
+    }
 
     /// Removes a name, and the image with its last name; or an image by its id. An image that a container stands on
     /// is refused with [`ImageError::InUse`].

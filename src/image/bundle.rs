@@ -23,7 +23,7 @@ use super::{Added, NAME};
 mod remote;
 mod save;
 
-pub(crate) use self::remote::RemoteImage;
+pub(crate) use self::remote::{Assembly, RemoteImage};
 
 /// Where containerd looks for an image's full name.
 const FULL_NAME: &str = "io.containerd.image.name";

@@ -23,6 +23,8 @@ use async_trait::async_trait;
 use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
 
 pub use self::admin::{ImageAdmin, NodeImages};
+#[cfg(feature = "containerd")]
+pub(crate) use self::bundle::Assembly;
 pub(crate) use self::bundle::RemoteImage;
 pub use self::bundle::{Bundle, BundledImage, BundledLayer};
 pub use self::error::ImageError;

@@ -5,6 +5,9 @@ mod archives;
 mod bearer;
 mod bundle;
 mod command;
+#[path = "../daemons/mod.rs"]
+mod daemons;
+mod engines;
 mod hostile;
 mod krunner;
 mod push;

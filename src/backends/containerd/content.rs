@@ -1,6 +1,7 @@
 //! Blobs in containerd's content store: read, written with resume, and held by a lease until something refers to them.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -12,6 +13,7 @@ use containerd_client::services::v1::{
 };
 use futures_util::Stream;
 use prost_types::FieldMask;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tonic::{Code, Response, Status, Streaming};
 
@@ -48,6 +50,25 @@ impl Client {
             Ok(Response::new(bytes))
         };
         absent_is_done(self.call(QUICK, read).await)
+    }
+
+    /// Writes a blob of any size into a file.
+    pub async fn copy_blob(&self, digest: &str, file: File) -> Answer<()> {
+        let request = self.request(ReadContentRequest {
+            digest: digest.to_owned(),
+            ..ReadContentRequest::default()
+        });
+        let mut client = self.content();
+        let mut stream = self.call(QUICK, client.read(request)).await?;
+        let mut file = tokio::fs::File::from_std(file);
+        let broken = |error: std::io::Error| Status::internal(error.to_string());
+        loop {
+            let next = async { stream.message().await.map(Response::new) };
+            match self.call(QUICK, next).await? {
+                Some(part) => file.write_all(&part.data).await.map_err(broken)?,
+                None => return file.flush().await.map_err(broken),
+            }
+        }
     }
 
     /// Makes a lease: what is made under it stays until it is given back.

@@ -23,8 +23,9 @@ use super::create::kept;
 use super::record::Record;
 use crate::image::layout::{parse_config, parse_manifest};
 use crate::image::platform::choose;
+use crate::image::pull::Described;
 use crate::image::{
-    self, ImageAdmin, ImageError, ImportOptions, Platform, PullOptions, check_architecture,
+    self, Bundle, ImageAdmin, ImageError, ImportOptions, Platform, PullOptions, check_architecture,
 };
 use crate::runtime::{ContainerId, ImageInfo, ImageStore, RegistryAuth, Result};
 
@@ -189,6 +190,12 @@ impl Images {
         read.map_err(failed(format!("reading blob {digest}")))
     }
 
+    /// A document of an image that must be there.
+    async fn present(&self, image: &str, digest: &str) -> Result<Vec<u8>, ImageError> {
+        let found = self.document(digest).await?;
+        found.ok_or_else(|| ImageError::Missing(format!("{image} (blob {digest})")))
+    }
+
     /// Bytes of the unpacked layers, or of the packed ones as long as they are not unpacked.
     async fn size(&self, known: &Known) -> u64 {
         if let Some(size) = known.size.get() {
@@ -347,6 +354,27 @@ impl ImageAdmin for Images {
 
     async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo, ImageError> {
         self.pull_image(image, options).await
+    }
+
+    async fn export(&self, image: &str, scratch: &Path) -> Result<Bundle, ImageError> {
+        let (known, info) = self.find(image).await?;
+        let name = info.names.first().unwrap_or(&info.id).clone();
+        let found = Described {
+            top: Vec::new(),
+            top_digest: known.manifest_digest.clone(),
+            manifest_bytes: self.present(image, &known.manifest_digest).await?,
+            manifest: known.manifest.clone(),
+            config_bytes: self.present(image, &info.id).await?,
+            config: known.config.clone(),
+        };
+        let mut assembly = image::Assembly::begin(scratch).await?;
+        for layer in known.manifest.layers() {
+            let digest = layer.digest().to_string();
+            let what = format!("blob {digest} of {name}");
+            let copied = self.client.copy_blob(&digest, assembly.file(&what)?).await;
+            copied.map_err(failed(format!("reading {what}")))?;
+        }
+        assembly.finish(name, found).await
     }
 
     async fn remove(&self, image: &str) -> Result<(), ImageError> {

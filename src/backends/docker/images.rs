@@ -12,9 +12,11 @@ use bollard::query_parameters::{
     RemoveImageOptionsBuilder, TagImageOptionsBuilder,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::io::AsyncWriteExt as _;
 
 use super::connect::{Client, message, status};
 use crate::image::credentials::{self, Credentials};
+use crate::image::layout::Temporary;
 use crate::image::{
     Bundle, ImageAdmin, ImageError, ImageRef, ImportOptions, Platform, PullOptions,
 };
@@ -246,6 +248,43 @@ impl ImageAdmin for DockerImages {
 
     async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo, ImageError> {
         self.pull_named(image, options).await
+    }
+
+    async fn export(&self, image: &str, scratch: &Path) -> Result<Bundle, ImageError> {
+        let name = checked(image)?;
+        self.raw(&name).await?;
+        let writing = || ImageError::io(format!("write the archive of {image}"));
+        tokio::fs::create_dir_all(scratch)
+            .await
+            .map_err(writing())?;
+        let archive = Temporary::within(scratch);
+        let mut file = tokio::fs::File::create_new(archive.path())
+            .await
+            .map_err(writing())?;
+        let mut pieces = Box::pin(self.client.api.export_image(&name));
+        let copied = async {
+            while let Some(piece) = pieces.next().await {
+                let failed = |error| self.client.failed("reading an image", error);
+                let piece = piece.map_err(failed)?;
+                file.write_all(&piece).await.map_err(writing())?;
+            }
+            file.flush().await.map_err(writing())
+        };
+        self.client.watched(copied).await?;
+        let opened = tokio::task::spawn_blocking({
+            let (name, scratch) = (image.to_owned(), scratch.to_owned());
+            move || {
+                // An id is no name.
+                let name = if name.starts_with(ID) {
+                    "exported"
+                } else {
+                    &name
+                };
+                let options = ImportOptions::default();
+                Bundle::open(archive.path(), Some(name), &options, &scratch)
+            }
+        });
+        opened.await.expect("reading images does not panic")
     }
 
     async fn remove(&self, image: &str) -> Result<(), ImageError> {

@@ -45,26 +45,60 @@ impl RemoteImage {
     /// # Errors
     /// Those of a pull; nothing is then left.
     pub(crate) async fn fetch(self, scratch: &Path) -> Result<Bundle> {
-        let scratch = scratch.to_owned();
-        let folder = blocking(move || Folder::make(&scratch)).await?;
-        let mut fetched = Vec::new();
+        let mut assembly = Assembly::begin(scratch).await?;
         for layer in self.found.manifest.layers() {
             let digest = layer.digest().to_string();
             let what = format!("blob {digest} of {}", self.remote.name());
-            let temporary = Temporary::within(&folder.path);
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(temporary.path())
-                .map_err(ImageError::io(format!("write {what}")))?;
-            let progress = &self.options.progress;
-            pull::fetch_blob(&self.remote, &what, &digest, layer.size(), file, progress).await?;
-            fetched.push((what, temporary));
+            let file = assembly.file(&what)?;
+            let (size, progress) = (layer.size(), &self.options.progress);
+            pull::fetch_blob(&self.remote, &what, &digest, size, file, progress).await?;
         }
         let name = self.name.tagged().unwrap_or_else(|| self.name.to_string());
-        let found = self.found;
-        blocking(move || bundle(folder, name, &found, fetched)).await
+        assembly.finish(name, self.found).await
+    }
+}
+
+/// A bundle that is being made of blobs that come one by one; without its end nothing is left of it.
+pub(crate) struct Assembly {
+    folder: Folder,
+    fetched: Vec<(String, Temporary)>,
+}
+
+impl Assembly {
+    /// Begins below `scratch`.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`].
+    pub(crate) async fn begin(scratch: &Path) -> Result<Self> {
+        let scratch = scratch.to_owned();
+        Ok(Self {
+            folder: blocking(move || Folder::make(&scratch)).await?,
+            fetched: Vec::new(),
+        })
+    }
+
+    /// An empty file for the next layer, lowest first.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`].
+    pub(crate) fn file(&mut self, what: &str) -> Result<File> {
+        let temporary = Temporary::within(&self.folder.path);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(temporary.path())
+            .map_err(ImageError::io(format!("write {what}")))?;
+        self.fetched.push((what.to_owned(), temporary));
+        Ok(file)
+    }
+
+    /// Checks the layers, and makes the bundle.
+    ///
+    /// # Errors
+    /// Those of an import.
+    pub(crate) async fn finish(self, name: String, found: Described) -> Result<Bundle> {
+        blocking(move || bundle(self.folder, name, &found, self.fetched)).await
     }
 }
 
