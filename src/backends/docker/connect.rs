@@ -257,4 +257,46 @@ mod tests {
             assert!(text.contains(wanted), "{text}");
         }
     }
+
+    /// A daemon that answers everything with this version of its API.
+    async fn connected_to(version: &str) -> Result<ClientVersion> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("docker.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).expect("a socket");
+        let body = format!(r#"{{"ApiVersion":"{version}"}}"#);
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("a client");
+                let _request = stream.read(&mut [0; 4096]).await;
+                let _sent = stream.write_all(answer.as_bytes()).await;
+            }
+        };
+        let config = EngineConfig {
+            endpoint: Some(socket.display().to_string()),
+            ..EngineConfig::default()
+        };
+        tokio::select! {
+            () = serve => unreachable!("it serves without end"),
+            client = Client::connect(&config) => Ok(client?.api.client_version()),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_version_of_the_api_is_the_daemons_and_too_old_a_one_is_refused() {
+        for (daemons, spoken) in [("1.35", "1.35"), ("1.41", "1.41"), ("1.99", "1.53")] {
+            let version = connected_to(daemons).await.expect("it will do");
+            assert_eq!(version.to_string(), spoken);
+        }
+        for old in ["1.34", "1.9"] {
+            let error = connected_to(old).await.expect_err("too old");
+            let text = error.to_string();
+            assert!(text.contains(old) && text.contains("1.35"), "{text}");
+        }
+        connected_to("what").await.expect_err("no version");
+    }
 }
