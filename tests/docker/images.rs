@@ -276,3 +276,30 @@ async fn an_image_that_a_container_stands_on_stays() {
     let error = node.images.remove(IMAGE).await.expect_err("gone");
     assert!(matches!(error, ImageError::Missing(_)), "{error:?}");
 }
+
+#[tokio::test]
+async fn an_image_that_is_known_by_its_digest_alone_has_no_name() {
+    let Some(node) = Node::new(&[]).await else {
+        return;
+    };
+    let registry = Registry::start();
+    let name = registry.push(&node, IMAGE, "a/b:1");
+    let options = PullOptions {
+        auth: Some(login("secret")),
+        ..PullOptions::default()
+    };
+    let image = node.images.pull_with(&name, &options).await.expect("pull");
+    for name in [&name, IMAGE] {
+        node.images.remove(name).await.expect("remove");
+    }
+    let exact = format!("{name}@{}", image.repo_digest.expect("a digest"));
+    let config = registry.folder.path().join("docker");
+    let config = config.to_str().expect("text");
+    node.docker(&["--config", config, "pull", "-q", &exact]);
+    // Managers take no list in which a name has a digest.
+    let listed = node.images.list().await.expect("list");
+    assert_eq!((listed.len(), &listed[0].id), (1, &image.id));
+    assert_eq!(listed[0].names, Vec::<String>::new());
+    let found = node.images.inspect(&exact).await.expect("inspect");
+    assert_eq!(found.id, image.id);
+}

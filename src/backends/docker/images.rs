@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard::auth::DockerCredentials;
-use bollard::models::{ImageInspect, ImageSummary};
+use bollard::models::ImageInspect;
 use bollard::query_parameters::{
     CreateImageOptionsBuilder, ImportImageOptions, ListContainersOptionsBuilder, ListImagesOptions,
     RemoveImageOptionsBuilder, TagImageOptionsBuilder,
@@ -192,8 +192,7 @@ impl ImageStore for DockerImages {
     async fn list(&self) -> Result<Vec<ImageInfo>> {
         let call = self.client.api.list_images(None::<ListImagesOptions>);
         let all = self.client.ask("listing images", call).await?;
-        let named = all.into_iter().filter(|summary| !names(summary).is_empty());
-        let looked: Vec<Option<ImageInfo>> = stream::iter(named)
+        let looked: Vec<Option<ImageInfo>> = stream::iter(all)
             .map(|summary| async move {
                 match self.raw(&summary.id).await {
                     Ok(raw) => Ok(Some(info(raw))),
@@ -302,14 +301,6 @@ fn checked(image: &str) -> Result<String, ImageError> {
     }
 }
 
-fn names(summary: &ImageSummary) -> Vec<String> {
-    let names = summary.repo_tags.iter().chain(&summary.repo_digests);
-    names
-        .filter(|name| !name.contains("<none>"))
-        .cloned()
-        .collect()
-}
-
 fn info(raw: ImageInspect) -> ImageInfo {
     let config = raw.config.unwrap_or_default();
     let digests = raw.repo_digests.unwrap_or_default();
@@ -320,9 +311,6 @@ fn info(raw: ImageInspect) -> ImageInfo {
         .flatten()
         .filter(is_name)
         .collect();
-    if names.is_empty() {
-        names.extend(digests.iter().filter(|name| is_name(name)).cloned());
-    }
     names.sort();
     let digest = digests
         .iter()
