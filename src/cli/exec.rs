@@ -28,6 +28,9 @@ pub struct ExecArgs {
     /// Kill the program after this many seconds; the exit status is 1 then
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: u64,
+    /// Folder of the kernels' scratch folders [default: /var/cache/scratches]
+    #[arg(long, value_name = "PATH", env = "BACKEND_SCRATCH_ROOT")]
+    pub scratch_root: Option<String>,
     /// Program and arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<String>,
@@ -37,8 +40,13 @@ pub struct ExecArgs {
 ///
 /// # Errors
 /// When there is no such kernel, it does not run, or the engine does not answer.
-pub async fn main(args: ExecArgs, common: &CommonArgs) -> anyhow::Result<ExitCode> {
-    let runtime = node::open_engine(common).await?.runtime;
+pub async fn main(
+    args: ExecArgs,
+    common: &CommonArgs,
+    scratch_root: PathBuf,
+) -> anyhow::Result<ExitCode> {
+    let engine = node::open_to_operate(common, scratch_root).await?;
+    let runtime = engine.runtime;
     let output = exec(args, &*runtime).await?;
     super::write(&mut std::io::stdout(), &output.stdout)?;
     super::write(&mut std::io::stderr(), &output.stderr)?;

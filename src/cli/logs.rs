@@ -1,6 +1,7 @@
 //! `backendai-agent logs`.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tokio::sync::mpsc;
@@ -35,14 +36,22 @@ pub struct LogsArgs {
     /// Only the last bytes
     #[arg(long, value_name = "N")]
     pub bytes: Option<usize>,
+    /// Folder of the kernels' scratch folders [default: /var/cache/scratches]
+    #[arg(long, value_name = "PATH", env = "BACKEND_SCRATCH_ROOT")]
+    pub scratch_root: Option<String>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
 /// When there is no such kernel, or the engine does not answer.
-pub async fn main(args: LogsArgs, common: &CommonArgs) -> anyhow::Result<ExitCode> {
-    let runtime = node::open_engine(common).await?.runtime;
+pub async fn main(
+    args: LogsArgs,
+    common: &CommonArgs,
+    scratch_root: PathBuf,
+) -> anyhow::Result<ExitCode> {
+    let engine = node::open_to_operate(common, scratch_root).await?;
+    let runtime = engine.runtime;
     logs(&args, &*runtime, &mut std::io::stdout()).await?;
     Ok(ExitCode::SUCCESS)
 }

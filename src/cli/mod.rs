@@ -170,8 +170,14 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             let (common, kernel) = with_kernels(options, [("scratch-root", &args.scratch_root)])?;
             inspect::main(&args, &common, kernel.scratch_root).await
         }
-        Some(Command::Logs(args)) => logs::main(args, &common(options)?).await,
-        Some(Command::Exec(args)) => exec::main(args, &common(options)?).await,
+        Some(Command::Logs(args)) => {
+            let (common, kernel) = with_kernels(options, [("scratch-root", &args.scratch_root)])?;
+            logs::main(args, &common, kernel.scratch_root).await
+        }
+        Some(Command::Exec(args)) => {
+            let (common, kernel) = with_kernels(options, [("scratch-root", &args.scratch_root)])?;
+            exec::main(args, &common, kernel.scratch_root).await
+        }
         Some(Command::Image(args)) => image::main(args, common(options)?).await,
         Some(Command::Krunner(args)) => krunner::main(args).await,
         Some(Command::Doctor(args)) => {

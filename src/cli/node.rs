@@ -1,5 +1,6 @@
 //! The node below every front-end: the engine, the krunner layer, and the agent on top of them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -33,6 +34,23 @@ const EXIT_CODES: (&str, &str) = ("BACKENDAI_EXIT_CODES", "19.03");
 /// When it cannot serve; the text says what it lacks.
 pub async fn open_engine(common: &CommonArgs) -> anyhow::Result<Engine> {
     open_with(common.runtime, engine_config(common)).await
+}
+
+/// Opens the engine for an operator, who sees also what the Python agent left below this folder.
+///
+/// # Errors
+/// When it cannot serve; the text says what it lacks.
+pub async fn open_to_operate(common: &CommonArgs, scratch_root: PathBuf) -> anyhow::Result<Engine> {
+    let adoption = Adoption {
+        // Which agent has taken them over is not known here.
+        agent_id: String::new(),
+        scratch_root,
+    };
+    let config = EngineConfig {
+        adoption: Some(adoption),
+        ..engine_config(common)
+    };
+    open_with(common.runtime, config).await
 }
 
 async fn open_with(runtime: RuntimeKind, config: EngineConfig) -> anyhow::Result<Engine> {

@@ -50,7 +50,7 @@ pub async fn main(
     common: &CommonArgs,
     scratch_root: PathBuf,
 ) -> anyhow::Result<ExitCode> {
-    let engine = node::open_engine(common).await?;
+    let engine = node::open_to_operate(common, scratch_root.clone()).await?;
     let places = Places::new(common, scratch_root, &*engine.images).await;
     print(&(list(args, &*engine.runtime, &places).await? + "\n"))
 }

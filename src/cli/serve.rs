@@ -13,6 +13,7 @@ use super::{CommonOptions, KrunnerOptions};
 use crate::config::Config;
 use crate::logging;
 use crate::manager::identity::Sources;
+use crate::sys::rlimit;
 
 /// Options of `serve`, as they are given; [`Config`] judges them.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -183,6 +184,9 @@ pub async fn main(args: ServeArgs, common: &CommonOptions) -> anyhow::Result<Exi
     };
     let config = config.check_host()?;
     logging::start(&config.log)?;
+    if let Err(error) = rlimit::raise_open_files() {
+        tracing::warn!("the number of open files stays as it is: {error}");
+    }
     let (sender, stops) = mpsc::channel(4);
     let listening = CancellationToken::new();
     let tasks = TaskTracker::new();

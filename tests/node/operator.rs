@@ -128,6 +128,37 @@ fn a_log_is_followed_until_its_kernel_is_gone() {
 }
 
 #[test]
+fn the_doctor_finds_the_engine_well_and_counts_its_kernels_ports_as_ours() {
+    let node = Node::busybox();
+    let mut run = node.start(&["--exec", "echo up; sleep 1000"]);
+    assert_eq!(run.line(), "up\n");
+    let listed = node.operate_json(&["ps", "--json"]);
+    let ports = node.own(&listed)["ports"]
+        .as_array()
+        .expect("ports")
+        .clone();
+    let port = ports[0]["host"].as_u64().expect("a port");
+    // Of these ports the kernel has some, and other runs may have others.
+    let range = format!("{port}-{}", port + 99);
+    let scratch = node.folder("scratches").display().to_string();
+    let args = ["doctor", "--json", "--scratch-root", &scratch];
+    let report = node.operate_json(&[&args[..], &["--container-port-range", &range]].concat());
+    let checks = report["checks"].as_array().expect("checks");
+    let check = |name: &str| checks.iter().find(|it| it["check"] == name).expect("there");
+    let engine = format!("engine-{}", report["engine"].as_str().expect("a name"));
+    assert_eq!(check(&engine)["status"], "ok");
+    assert_eq!(report["ok"], true, "{report}");
+    let taken = check("host-ports")["detail"]
+        .as_str()
+        .expect("text")
+        .to_owned();
+    assert!(!taken.contains(&format!("({port}")), "{taken}");
+    run.signal(Signal::INT);
+    assert_eq!(run.end().code, 130);
+    node.assert_nothing_left();
+}
+
+#[test]
 fn a_kernel_that_is_not_there_is_named() {
     let node = Node::busybox();
     for args in [

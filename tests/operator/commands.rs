@@ -150,6 +150,7 @@ fn exec_args(name: &str) -> ExecArgs {
         workdir: "/".into(),
         env: Vec::new(),
         timeout: 5,
+        scratch_root: None,
         command: vec!["id".to_owned(), "-u".to_owned()],
     }
 }

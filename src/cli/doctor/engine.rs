@@ -8,6 +8,7 @@ use rustix::fs::{Access, access};
 use tokio::time::timeout;
 
 use super::Finding;
+use super::storage::Probe;
 use crate::backends::{self, Engine, EngineConfig};
 use crate::cli::run::session::KERNELSPEC;
 use crate::cli::{CommonArgs, RuntimeKind, node};
@@ -67,7 +68,8 @@ pub(super) async fn all(common: &CommonArgs) -> Engines {
             }
         };
         if chosen || kind != RuntimeKind::Youki {
-            let answer = ask(kind, config).await;
+            let mut lent = Lent::default();
+            let answer = ask(kind, config, &mut lent).await;
             if let (true, Ok((engine, _))) = (chosen, &answer) {
                 all.look_inside(engine).await;
             }
@@ -96,7 +98,31 @@ pub(super) async fn all(common: &CommonArgs) -> Engines {
     all
 }
 
-async fn ask(kind: RuntimeKind, config: EngineConfig) -> Result<(Engine, RuntimeInfo)> {
+/// Folders that are not there are lent for as long as the engine is asked: looking makes nothing.
+#[derive(Default)]
+struct Lent(Vec<Probe>);
+
+impl Lent {
+    fn instead_of_missing(&mut self, config: &mut EngineConfig) -> Result<()> {
+        for folder in [&mut config.state_dir, &mut config.run_dir] {
+            if !folder.is_dir() {
+                let probe = Probe::make(folder).map_err(|error| {
+                    RuntimeError::Invalid(format!("cannot make {}: {error}", folder.display()))
+                })?;
+                folder.clone_from(&probe.0);
+                self.0.push(probe);
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn ask(
+    kind: RuntimeKind,
+    mut config: EngineConfig,
+    lent: &mut Lent,
+) -> Result<(Engine, RuntimeInfo)> {
+    lent.instead_of_missing(&mut config)?;
     let asked = timeout(PATIENCE, async {
         let engine = backends::open(kind, config).await?;
         let info = engine.runtime.info().await?;
@@ -136,7 +162,7 @@ fn judge(kind: RuntimeKind, answer: Result<RuntimeInfo>) -> Finding {
         ),
         RuntimeKind::Docker => (
             "engine-docker",
-            "apt install docker.io, start dockerd, and run as root or in the group docker; --runtime-endpoint names another socket than /run/docker.sock",
+            "apt install docker.io, start dockerd, and run as root or in the group docker; --runtime-endpoint (or DOCKER_HOST) names another socket than /run/docker.sock",
         ),
     };
     match answer {

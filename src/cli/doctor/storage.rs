@@ -129,7 +129,19 @@ fn mount_options(folder: &Path, flags: StatVfsMountFlags) -> Finding {
 }
 
 /// A folder for a probe; removed when dropped.
-struct Probe(PathBuf);
+pub(super) struct Probe(pub(super) PathBuf);
+
+impl Probe {
+    /// Makes one in the nearest folder above `place` that is there.
+    pub(super) fn make(place: &Path) -> io::Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!(".backendai-doctor-{}-{number}", std::process::id());
+        let folder = existing(place).join(name);
+        fs::create_dir(&folder)?;
+        Ok(Self(folder))
+    }
+}
 
 impl Drop for Probe {
     fn drop(&mut self) {
@@ -140,12 +152,7 @@ impl Drop for Probe {
 
 /// Does something in a new folder below `place`.
 fn try_in(place: &Path, work: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!(".backendai-doctor-{}-{number}", std::process::id());
-    let folder = place.join(name);
-    fs::create_dir(&folder)?;
-    let probe = Probe(folder);
+    let probe = Probe::make(place)?;
     work(&probe.0)
 }
 
