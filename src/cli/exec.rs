@@ -8,10 +8,11 @@ use super::{CommonArgs, kernels, node, pair};
 use crate::runtime::{ContainerRuntime, ContainerState, ExecOutput, ExecSpec};
 
 /// Run a program in a kernel's container, and end with its exit status.
-///
-/// Its output is shown when it has ended, at most 16 MiB of each stream. It gets no input. Options come before KERNEL,
-/// the program after `--`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "The program comes after --. Its output is shown when it has ended, at most 16 MiB of each \
+                        stream; it gets no input. The exit status is the program's."
+)]
 pub struct ExecArgs {
     /// Id of a kernel or a container, or its beginning
     #[arg(value_name = "KERNEL")]

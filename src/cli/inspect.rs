@@ -9,8 +9,12 @@ use super::kernels::{self, Places};
 use super::{CommonArgs, node, print};
 use crate::runtime::ContainerRuntime;
 
-/// Show all that is known of one kernel, as JSON: the names of `ps --json`, and `labels`, `cgroup` and `scratch`.
+/// Show all that is known of one kernel, as JSON.
 #[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "JSON: an object with the names of `ps --json`, and with labels (names and texts), cgroup (a path \
+                        below the root of every hierarchy) and scratch (the kernel's folder)."
+)]
 pub struct InspectArgs {
     /// Id of a kernel or a container, or its beginning
     #[arg(value_name = "KERNEL|CONTAINER")]

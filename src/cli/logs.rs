@@ -15,9 +15,11 @@ const EVERYTHING: usize = 256 << 20;
 const QUEUE: usize = 4;
 
 /// Print what a kernel's container wrote to standard output and error, as far as it is kept.
-///
-/// A kernel's results go to who asked for them; this is what its runner and the programs started beside it say.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[command(
+    after_help = "A kernel's results go to whoever asked for them; this is what its runner says, and programs \
+                        that it starts beside the code."
+)]
 pub struct LogsArgs {
     /// Id of a kernel or a container, or its beginning
     #[arg(value_name = "KERNEL")]

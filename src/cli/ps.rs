@@ -10,8 +10,6 @@ use super::{CommonArgs, node, print};
 use crate::runtime::ContainerRuntime;
 
 /// List the kernels on this node: those of agents, and those of `backendai-agent run`.
-///
-/// No agent need run. Ids are shown short; every command takes short ids.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(after_help = JSON_HELP)]
 pub struct PsArgs {
@@ -30,7 +28,9 @@ pub struct PsArgs {
 }
 
 /// The names in the JSON, which do not change.
-const JSON_HELP: &str = "JSON: a list of objects with these names; what is not known is null.
+const JSON_HELP: &str = "No agent need run. Every command takes short ids as this one shows them.
+
+JSON: a list of objects with these names; what is not known is null.
   kernel_id, container_id, name, image, agent_id   texts
   state        created, running or exited
   exit_code    once exited; 128 + N after signal N

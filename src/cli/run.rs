@@ -36,6 +36,10 @@ pub const SCRATCH: &str = "scratch";
 /// Without CODE, FILE or CMD the code is read from standard input. Files are copied into the kernel's work folder; the
 /// first one is run.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[command(
+    after_help = "Without CODE, FILE or CMD the code is read from standard input. Files are copied into the kernel's \
+                        work folder; the first one is run. The exit status is the code's."
+)]
 pub struct RunArgs {
     /// Image to run in [default: the first kernel image of the store].
     #[arg(long, value_name = "REF")]

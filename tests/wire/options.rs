@@ -264,6 +264,22 @@ fn serve_may_be_named_and_other_commands_take_the_common_options() {
 }
 
 #[test]
+fn the_help_of_a_command_says_more_than_its_options() {
+    for (command, part) in [
+        ("ps", "started_at"),
+        ("inspect", "scratch (the kernel's folder)"),
+        ("logs", "this is what its runner says"),
+        ("exec", "it gets no input"),
+        ("doctor", "remedy"),
+        ("run", "read from standard input"),
+    ] {
+        let help = agent(&[command, "--help"], &[]);
+        let text = String::from_utf8(help.stdout).unwrap().replace('\n', " ");
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
 fn the_password_is_not_shown_in_the_help() {
     let help = agent(&["--help"], &[("BACKEND_ETCD_PASSWORD", "hush-hush")]);
     assert_eq!(help.status.code(), Some(0));

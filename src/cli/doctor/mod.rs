@@ -21,8 +21,6 @@ use super::{CommonArgs, RuntimeKind};
 use crate::config::KernelOptions;
 
 /// Check whether this machine can run kernels, and say how to mend what keeps it from that.
-///
-/// Exit status 0 when nothing failed; warnings and information are no failure. Run it as the user that the agent runs as.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(after_help = JSON_HELP)]
 pub struct DoctorArgs {
@@ -38,7 +36,10 @@ pub struct DoctorArgs {
 }
 
 /// The names in the JSON, which do not change.
-const JSON_HELP: &str = "JSON: an object with these names.
+const JSON_HELP: &str = "Run it as the user that the agent runs as. The exit status is 0 when nothing failed; warnings and information are \
+no failure.
+
+JSON: an object with these names.
   ok       whether nothing failed
   engine   the engine that was chosen
   checks   list of {check, status, detail, remedy}:
