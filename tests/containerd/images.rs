@@ -304,3 +304,29 @@ async fn a_container_stands_on_another_snapshotter() {
     let native = node.ctr(&["snapshots", "--snapshotter", "native", "ls"]);
     assert_eq!(native.lines().count(), 2, "{native}");
 }
+
+#[tokio::test]
+async fn an_image_is_handed_on_with_the_digests_it_has() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let registry = Registry::start(None);
+    let pushed = pushed(2_000_000);
+    let name = registry.name("a/b:1");
+    registry.push_one(&name, &pushed).await;
+    let image = node.images.pull(&name, None).await.expect("pull");
+    let scratch = node.dir.path().join("scratch");
+    std::fs::create_dir(&scratch).expect("a folder");
+    for what in [&name, &image.id] {
+        let bundle = node.images.export(what, &scratch).await.expect("export");
+        let exported = &bundle.images()[0];
+        assert_eq!(
+            (&exported.names, &exported.manifest_digest),
+            (&image.names, &pushed.digest())
+        );
+        let layers = exported.layers.iter().map(|layer| layer.digest.clone());
+        assert_eq!(layers.collect::<Vec<_>>(), pushed.layers);
+    }
+    let left = std::fs::read_dir(&scratch).expect("list");
+    assert_eq!(left.count(), 0, "nothing stays when the bundle is gone");
+}
