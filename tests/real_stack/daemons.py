@@ -60,17 +60,28 @@ def kernels_outlive_a_dockerd_with_live_restore_that_is_killed_and_started_again
     world.engine.start()
 
 
-@on('docker')
-@case
-def kernels_of_a_dockerd_without_live_restore_are_reported_when_it_comes_back(world):
+def ends_with_its_daemon(world, end):
+    """Without live-restore a dockerd ends its containers, when it stops or when the next one starts: the manager hears of it."""
     with world.session() as kernel:
-        world.engine.kill()
+        end()
         heartbeats_go_on(world)
         world.engine.start()
         world.wait_terminated(kernel, 40)
     world.wait_slots_free()
-    with world.session() as another:
+    with world.session(client_token='after-the-daemon') as another:
         check(world.execute(another, 'print("new")').stdout == 'new\n', 'no new session')
+
+
+@on('docker')
+@case
+def kernels_of_a_killed_dockerd_without_live_restore_are_reported_when_it_comes_back(world):
+    ends_with_its_daemon(world, world.engine.kill)
+
+
+@on('docker')
+@case
+def kernels_of_a_dockerd_that_is_restarted_without_live_restore_are_reported(world):
+    ends_with_its_daemon(world, world.engine.stop)
 
 
 @on('docker', 'containerd')

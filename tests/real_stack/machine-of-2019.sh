@@ -18,6 +18,12 @@ if [ ! -d "$groups/net_cls" ]; then
   mkdir "$folder/groups/net_cls"
   mount -t cgroup -o net_cls groups "$folder/groups/net_cls" 2> /dev/null || { echo "skipped adoption: needs the control group net_cls"; exit; }
   mount --move "$folder/groups" "$groups"
+  # A group that stays keeps the whole hierarchy alive, and containerd cannot watch the memory of any container on a machine
+  # that has a hierarchy which is not mounted where it looks.
+  remove_groups() { find "$groups/net_cls" -mindepth 1 -depth -type d -exec rmdir {} + 2> /dev/null || true; }
+  trap remove_groups EXIT
 fi
 mount --bind "$folder/ipc" /tmp/backend.ai
-exec "$@"
+status=0
+"$@" || status=$?
+exit $status

@@ -113,7 +113,8 @@ def too_many_resources_are_refused(world):
 @case
 def an_image_that_the_registry_lost_fails_the_create_and_leaves_nothing(world):
     before = residue.processes(world.stack)
-    refused(lambda: world.client.Kernel.get_or_create(world.images['lost'], client_token='lost-image'), 500)
+    error = refused(lambda: world.client.Kernel.get_or_create(world.images['lost'], client_token='lost-image'), 500)
+    check(world.images['lost'] in str(error.data), 'the error does not name the image: {}', error.data)
     world.wait_slots_free()
     check(residue.processes(world.stack) == before, 'processes left: {}', residue.processes(world.stack))
     check(os.listdir(world.stack.path('scratch')) == [], 'scratch left: {}', os.listdir(world.stack.path('scratch')))
