@@ -30,7 +30,7 @@ impl KrunnerLayer {
     }
 
     /// Unpacks the layer into `<state_dir>/krunner/<digest>/` unless it is there already, and returns that folder; its
-    /// `opt/backend.ai` is to be mounted read-only at [`MOUNT_POINT`]. Any number of agents may do this at the same time:
+    /// `opt/backend.ai` is to be mounted read-only at [`MOUNT_POINT`](super::MOUNT_POINT). Any number of agents may do this at the same time:
     /// the folder appears whole or not at all. Blocking file work: call it off the async threads.
     ///
     /// # Errors
