@@ -20,7 +20,11 @@ if [ ! -d "$groups/net_cls" ]; then
   mount --move "$folder/groups" "$groups"
   # A group that stays keeps the whole hierarchy alive, and containerd cannot watch the memory of any container on a machine
   # that has a hierarchy which is not mounted where it looks.
-  remove_groups() { find "$groups/net_cls" -mindepth 1 -depth -type d -exec rmdir {} + 2> /dev/null || true; }
+  remove_groups() {
+    find "$groups/net_cls" -mindepth 1 -depth -type d -exec rmdir {} + 2> /dev/null || true
+    # Linux forgets them a moment later; unmounted before that, the hierarchy would stay.
+    sleep 1
+  }
   trap remove_groups EXIT
 fi
 mount --bind "$folder/ipc" /tmp/backend.ai
