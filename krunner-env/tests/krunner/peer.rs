@@ -61,6 +61,8 @@ fn strangers_and_silent_connections_disturb_nobody() {
 fn more_connections_than_allowed_are_refused_and_the_agent_stays() {
     let kernel = shell();
     let mut agent = kernel.agent();
+    // It stands among those that are allowed before the others come.
+    assert_eq!(agent.exec("echo first").out(), "first\n");
     let many: Vec<_> = (0..200)
         .map(|_| {
             TcpStream::connect((Ipv4Addr::LOCALHOST, kernel.ports.replin)).expect("it listens")
