@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod check;
 pub mod fake;
+pub mod kept;
 pub mod log;
 pub mod names;
 pub mod network;

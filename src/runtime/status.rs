@@ -50,8 +50,8 @@ pub struct ContainerInfo {
     pub exit: Option<ExitStatus>,
 }
 
-/// How a container ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a container ended; also as JSON, in files that monitors write (`monitor/src/watch.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ExitStatus {
     /// Exit code; 128 + signal number when a signal ended it.
     pub code: i32,

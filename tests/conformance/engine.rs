@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,20 +11,17 @@ use async_trait::async_trait;
 use backendai_agent::backends::youki::{Rootfs, RootfsSource, Youki};
 use backendai_agent::backends::{self, EngineConfig, RuntimeKind};
 use backendai_agent::image::{ImageAdmin, ImportOptions};
-use backendai_agent::runtime::DEFAULT_CAPABILITIES;
 use backendai_agent::runtime::fake::{FakeRuntime, no_runner};
 use backendai_agent::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
-    ImageInfo, LABEL_OWNER, Limits, LogPart, NetworkMode, OWNER, Pid, PortBinding, Result,
-    RuntimeError, RuntimeInfo, Seccomp,
+    ImageInfo, LogPart, NetworkMode, Pid, PortBinding, Result, RuntimeError, RuntimeInfo,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
+use crate::busybox;
+pub use crate::busybox::{IMAGE, exec_spec};
 use crate::daemons::{self, Daemon};
-
-/// Name of the only image.
-pub const IMAGE: &str = "local/busybox:latest";
 
 /// Environment of the image.
 const ENV: [&str; 2] = ["FROM_IMAGE=yes", "BOTH=image"];
@@ -117,18 +113,6 @@ impl RootfsSource for Busybox {
     }
 }
 
-fn make_root(root: &Path) {
-    for folder in ["bin", "proc", "sys", "dev", "etc", "tmp"] {
-        fs::create_dir_all(root.join(folder)).expect("folder");
-    }
-    // A link that must not lead out of the root when a file is put in its place.
-    symlink("/etc/passwd", root.join("etc/hostname")).expect("link");
-    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-    for name in "sh echo cat sleep ls id env nc touch mkdir mknod mount dd head tail kill grep readlink hostname wc pwd ip ps printf true stat unshare yes seq tr df sort sed cp".split(' ') {
-        symlink("busybox", root.join("bin").join(name)).expect("link");
-    }
-}
-
 impl TestEngine {
     /// The engine in memory.
     pub async fn fake() -> Self {
@@ -144,7 +128,7 @@ impl TestEngine {
     /// The engine without a daemon; needs root.
     pub async fn youki() -> Self {
         let dir = dir();
-        make_root(&dir.path().join("busybox"));
+        busybox::root(&dir.path().join("busybox"));
         let engine = open(dir.path()).await;
         Self::of(Kind::Youki, dir, engine)
     }
@@ -228,28 +212,10 @@ impl TestEngine {
 
     /// A container that runs a script.
     pub fn shell(&self, script: &str) -> ContainerSpec {
-        let id = format!("{0}{0}", uuid::Uuid::new_v4().simple());
+        let spec = busybox::shell(script);
         // What a create that fails may have left has this id.
-        self.ids.lock().expect("lock").push(ContainerId(id.clone()));
-        ContainerSpec {
-            name: format!("kernel.test.{id}"),
-            id: ContainerId(id),
-            image: IMAGE.to_owned(),
-            args: ["/bin/sh", "-c", script].map(str::to_owned).into(),
-            env: Vec::new(),
-            cwd: "/".into(),
-            hostname: Some("inside".to_owned()),
-            mounts: Vec::new(),
-            devices: Vec::new(),
-            limits: Limits::default(),
-            network: NetworkMode::None,
-            ports: Vec::new(),
-            labels: [(LABEL_OWNER.to_owned(), OWNER.to_owned())].into(),
-            seccomp: Seccomp::Default,
-            capabilities: DEFAULT_CAPABILITIES.map(str::to_owned).into(),
-            no_new_privileges: true,
-            log_limit: 1 << 20,
-        }
+        self.ids.lock().expect("lock").push(spec.id.clone());
+        spec
     }
 
     /// Makes and starts a container.
@@ -448,12 +414,8 @@ async fn import(images: &dyn ImageAdmin, dir: &Path, daemon: &Daemon) {
     if images.inspect(IMAGE).await.is_ok() {
         return;
     }
-    let (root, tar) = (dir.join("busybox"), dir.join("busybox.tar"));
-    make_root(&root);
-    let mut archive = tar::Builder::new(fs::File::create(&tar).expect("file"));
-    archive.follow_symlinks(false);
-    archive.append_dir_all(".", &root).expect("tar");
-    archive.finish().expect("tar");
+    let tar = dir.join("busybox.tar");
+    busybox::tar(&tar);
     let options = ImportOptions {
         env: ENV.map(str::to_owned).into(),
         ..ImportOptions::default()
@@ -564,17 +526,6 @@ pub fn own_namespace(kind: &str) -> String {
 pub async fn pid_of(engine: &TestEngine, id: &ContainerId) -> Pid {
     let info = engine.runtime.inspect(id).await.expect("inspect");
     info.pid.expect("it runs")
-}
-
-/// A request to run a program as root.
-pub fn exec_spec(args: &[&str]) -> ExecSpec {
-    ExecSpec {
-        args: args.iter().map(|&arg| arg.to_owned()).collect(),
-        env: Vec::new(),
-        cwd: PathBuf::from("/"),
-        user: (0, 0),
-        time_limit: Duration::from_secs(60),
-    }
 }
 
 /// A port that was free a moment ago.

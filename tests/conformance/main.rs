@@ -2,6 +2,8 @@
 //! beyond it.
 
 mod bridge;
+#[path = "../busybox/mod.rs"]
+mod busybox;
 mod contract;
 mod crash;
 #[path = "../daemons/mod.rs"]

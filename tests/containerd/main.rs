@@ -1,5 +1,7 @@
 //! What is containerd's alone: a daemon that dies and freezes, its images and snapshotters, what runs containers below it.
 
+#[path = "../busybox/mod.rs"]
+mod busybox;
 mod daemon;
 #[path = "../daemons/mod.rs"]
 mod daemons;

@@ -1,6 +1,8 @@
 //! What is Docker's alone: a daemon that dies, freezes and comes back; its images; containers of the Python agent.
 
 mod adopt;
+#[path = "../busybox/mod.rs"]
+mod busybox;
 mod daemon;
 #[path = "../daemons/mod.rs"]
 mod daemons;

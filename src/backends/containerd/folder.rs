@@ -9,32 +9,14 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use crate::runtime::{ContainerId, ExitStatus};
+use crate::runtime::{ContainerId, ExitStatus, kept};
 
 /// How long a logger may take to write what a dead container left in its pipe.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// How a container ended.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Exit {
-    pub code: i32,
-    pub oom_killed: bool,
-}
-
-impl From<Exit> for ExitStatus {
-    fn from(exit: Exit) -> Self {
-        Self {
-            code: exit.code,
-            oom_killed: exit.oom_killed,
-        }
-    }
-}
 
 /// The folders of all containers.
 #[derive(Clone, Debug)]
@@ -127,18 +109,13 @@ impl Folder {
         !self.is_made() && matches!(lock, Ok(Some(lock)) if lock.try_lock_shared().is_err())
     }
 
-    pub fn exit(&self) -> io::Result<Option<Exit>> {
-        let text = absent(fs::read(self.file("exit.json")))?;
-        Ok(text.map(|text| serde_json::from_slice(&text)).transpose()?)
+    pub fn exit(&self) -> io::Result<Option<ExitStatus>> {
+        kept::read(&self.file("exit.json"))
     }
 
-    /// Keeps how it ended, also over a power cut; the first to say so is right.
-    pub fn set_exit(&self, exit: Exit) -> io::Result<()> {
-        let part = self.file(&format!(".exit.{}", uuid::Uuid::new_v4().simple()));
-        let mut file = File::create(&part)?;
-        file.write_all(&serde_json::to_vec(&exit)?)?;
-        file.sync_all()?;
-        fs::rename(part, self.file("exit.json"))
+    /// Keeps how it ended, also over a power cut.
+    pub fn set_exit(&self, exit: ExitStatus) -> io::Result<()> {
+        kept::write(&self.0, "exit.json", &exit, true)
     }
 
     /// Waits until the log holds all that the dead container printed.
@@ -198,7 +175,9 @@ mod tests {
         let folder = Folder(dir.path().to_owned());
         assert!(folder.exit().expect("read").is_none());
         let (code, oom_killed) = (137, true);
-        folder.set_exit(Exit { code, oom_killed }).expect("write");
+        folder
+            .set_exit(ExitStatus { code, oom_killed })
+            .expect("write");
         let back = folder.exit().expect("read").expect("present");
         assert_eq!((back.code, back.oom_killed), (code, oom_killed));
     }

@@ -16,7 +16,6 @@ use tonic::Response;
 
 use super::Inner;
 use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed, is_down};
-use super::folder::Exit;
 use super::record::Record;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
@@ -150,7 +149,7 @@ impl Inner {
         let (_, record) = self.container(id).await?;
         let folder = self.folders.of(id);
         if let Ok(Some(exit)) = folder.exit() {
-            return Ok(Some(exit.into()));
+            return Ok(Some(exit));
         }
         if folder.is_being_made() {
             return Ok(None);
@@ -176,7 +175,7 @@ impl Inner {
         {
             tracing::warn!("keeping how container {id} ended: {error}");
         }
-        Ok(Some(exit.into()))
+        Ok(Some(exit))
     }
 
     pub(super) async fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo> {
@@ -187,7 +186,12 @@ impl Inner {
     }
 
     /// How a container ended, if it has.
-    fn exit(&self, id: &ContainerId, record: &Record, task: Option<&Process>) -> Option<Exit> {
+    fn exit(
+        &self,
+        id: &ContainerId,
+        record: &Record,
+        task: Option<&Process>,
+    ) -> Option<ExitStatus> {
         if let Ok(Some(exit)) = self.folders.of(id).exit() {
             return Some(exit);
         }
@@ -264,9 +268,9 @@ impl Inner {
 }
 
 /// An end, with what Linux says of memory; without a code, the end of the machine or the shim.
-fn ended_by(record: &Record, code: Option<u32>) -> Exit {
+fn ended_by(record: &Record, code: Option<u32>) -> ExitStatus {
     let hierarchies = Hierarchies::read();
-    Exit {
+    ExitStatus {
         code: code.map_or(137, |code| i32::try_from(code).unwrap_or(255)),
         oom_killed: hierarchies.is_ok_and(|all| all.oom_killed(&record.cgroup)),
     }

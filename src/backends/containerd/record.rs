@@ -8,8 +8,9 @@ use containerd_client::types::v1::{Process, Status as TaskStatus};
 use prost_types::Any;
 use serde::{Deserialize, Serialize};
 
-use super::folder::Exit;
-use crate::runtime::{ContainerId, ContainerInfo, ContainerState, LabelMap, Pid, PortBinding};
+use crate::runtime::{
+    ContainerId, ContainerInfo, ContainerState, ExitStatus, LabelMap, Pid, PortBinding,
+};
 
 /// Label of a container by which its name is found.
 pub(super) const LABEL_NAME: &str = "ai.backend.container-name";
@@ -56,7 +57,7 @@ impl Record {
     }
 
     /// What is known of the container.
-    pub fn info(self, id: &str, task: Option<&Process>, exit: Option<Exit>) -> ContainerInfo {
+    pub fn info(self, id: &str, task: Option<&Process>, exit: Option<ExitStatus>) -> ContainerInfo {
         let state = match (task.map(Process::status), exit) {
             (_, Some(_)) | (None | Some(TaskStatus::Stopped), _) => ContainerState::Stopped,
             (Some(TaskStatus::Created), None) => ContainerState::Created,
@@ -77,7 +78,7 @@ impl Record {
             cgroup: Some(self.cgroup),
             address: self.address,
             ports: self.ports.into_iter().map(binding).collect(),
-            exit: exit.map(Exit::into),
+            exit,
         }
     }
 }

@@ -8,7 +8,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::monitor::{Answer, ask_start, began};
-use super::record::{Exit, Folder, Init, Record};
+use super::record::{Folder, Init, Record};
 use super::{Inner, Youki};
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
@@ -19,7 +19,7 @@ use crate::sys::pidfd::PidFd;
 
 /// What to do to learn of a container's end.
 enum End {
-    Known(Exit),
+    Known(ExitStatus),
     /// Wait until this process is gone, then look again.
     After(PidFd),
 }
@@ -32,7 +32,7 @@ impl Youki {
                 .blocking(action.clone(), move |inner| inner.end(&asked))
                 .await?;
             let monitor = match end {
-                End::Known(exit) => return Ok(exit.into()),
+                End::Known(exit) => return Ok(exit),
                 End::After(monitor) => monitor,
             };
             let ended = monitor.ended().await;
@@ -69,7 +69,7 @@ impl Inner {
             return Ok(End::After(process));
         }
         let oom_killed = Hierarchies::read()?.oom_killed(&record.cgroup);
-        let exit = Exit {
+        let exit = ExitStatus {
             code: 137,
             oom_killed,
         };
@@ -159,7 +159,7 @@ fn info(folder: &Folder, record: Record, init: Init) -> io::Result<ContainerInfo
         pid: alive.then_some(init.pid),
         cgroup: Some(record.cgroup),
         address: record.address,
-        exit: exit.map(ExitStatus::from),
+        exit,
     })
 }
 
