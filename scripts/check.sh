@@ -20,6 +20,10 @@ unit_tests() {
 
 step formatting cargo fmt --all --check
 step lints cargo clippy --quiet --workspace --all-targets -- -D warnings
+# Each engine is built alone too, as README says.
+for engine in youki containerd docker; do
+  step "lints, $engine alone" cargo clippy --quiet --package backendai-agent --lib --bins --no-default-features --features "$engine" -- -D warnings
+done
 step documentation env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --quiet --workspace --no-deps --document-private-items
 if need_cargo_tool cargo-deny "$deny_version"; then
   step dependencies cargo deny --log-level error check bans licenses sources

@@ -10,7 +10,7 @@ pub mod youki;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::image::{ImageAdmin, NodeImages};
+use crate::image::ImageAdmin;
 use crate::runtime::{ContainerRuntime, Result, RuntimeError};
 
 /// The container engines.
@@ -87,7 +87,7 @@ pub async fn open(kind: RuntimeKind, config: EngineConfig) -> Result<Engine> {
             let runtime = youki::Youki::open(config, source).await?;
             Ok(Engine {
                 runtime: Arc::new(runtime),
-                images: Arc::new(NodeImages(images)),
+                images: Arc::new(crate::image::NodeImages(images)),
                 listens: false,
             })
         }
@@ -111,7 +111,7 @@ pub async fn open_images(kind: RuntimeKind, config: EngineConfig) -> Result<Arc<
             let opened =
                 tokio::task::spawn_blocking(move || crate::image::Store::open(&config.state_dir));
             let store = opened.await.expect("opening a store does not panic")?;
-            Ok(Arc::new(NodeImages(store)))
+            Ok(Arc::new(crate::image::NodeImages(store)))
         }
         #[allow(unreachable_patterns, reason = "with every engine built in")]
         absent => Err(missing(absent, &config)),

@@ -23,7 +23,9 @@ use super::{Added, NAME};
 mod remote;
 mod save;
 
-pub(crate) use self::remote::{Assembly, RemoteImage};
+#[cfg(feature = "containerd")]
+pub(crate) use self::remote::Assembly;
+pub(crate) use self::remote::RemoteImage;
 
 /// Where containerd looks for an image's full name.
 const FULL_NAME: &str = "io.containerd.image.name";

@@ -95,6 +95,10 @@ async fn fetch(
 /// The documents of an image, as its registry gave them and checked.
 pub(crate) struct Described {
     /// What the name stands for: the manifest, or the index of several platforms.
+    #[cfg_attr(
+        not(feature = "containerd"),
+        expect(dead_code, reason = "kept by containerd's store alone")
+    )]
     pub(crate) top: Vec<u8>,
     pub(crate) top_digest: String,
     pub(crate) manifest_bytes: Vec<u8>,
