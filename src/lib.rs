@@ -2,7 +2,7 @@
 //! Backend.AI manager, whatever container engine the node has.
 //!
 //! ```text
-//!  manager ──calls──▶ manager/v1903 ──Request──▶ agent ──▶ kernel ──▶ runtime (trait) ──▶ backends/youki ──▶ sys
+//!  manager ──calls──▶ manager/v1903 ──Request──▶ agent ──▶ kernel ──▶ runtime (trait) ──▶ backends/{youki,containerd,docker} ──▶ sys
 //!  manager ◀─events── manager/v1903 ◀──Event─────┴─────────┘
 //! ```
 //!
