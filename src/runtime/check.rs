@@ -1,6 +1,9 @@
 //! What every engine refuses in a request, in the same words.
 
-use super::{ContainerId, ContainerSpec, MountKind, NetworkMode, Result, RuntimeError};
+use super::{
+    ContainerId, ContainerInfo, ContainerSpec, ContainerState, ExecSpec, MountKind, NetworkMode,
+    Result, RuntimeError,
+};
 
 /// What can be said of a request without looking at the machine.
 ///
@@ -83,6 +86,22 @@ pub fn sources(spec: &ContainerSpec) -> Result<()> {
             );
             return Err(RuntimeError::Invalid(text));
         }
+    }
+    Ok(())
+}
+
+/// Whether a program can be run in the container as it is.
+///
+/// # Errors
+/// [`RuntimeError::Invalid`], which says what is missing.
+pub fn exec(container: &ContainerInfo, spec: &ExecSpec) -> Result<()> {
+    if container.state != ContainerState::Running {
+        let text = format!("container {} is not running", container.id);
+        return Err(RuntimeError::Invalid(text));
+    }
+    if spec.args.is_empty() {
+        let text = "there is no program to run";
+        return Err(RuntimeError::Invalid(text.to_owned()));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ pub mod log;
 pub mod names;
 pub mod network;
 pub mod oci;
+pub mod output;
 pub mod seccomp;
 mod spec;
 mod status;

@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use containerd_client::services::v1::{
     Container, DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest, WaitRequest,
@@ -12,19 +11,15 @@ use containerd_client::services::v1::{
 use prost_types::Any;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::{OpenOptions, Receiver};
 
-use super::Inner;
 use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed};
 use super::create::refused;
+use super::{Inner, NAME};
 use crate::runtime::oci::environment;
-use crate::runtime::{ContainerId, ContainerState, ExecOutput, ExecSpec, Result, RuntimeError};
+use crate::runtime::output::{gather, too_long};
+use crate::runtime::{ContainerId, ExecOutput, ExecSpec, Result, RuntimeError, check};
 
-/// Most of each stream that is kept.
-const MOST: u64 = 16 << 20;
-/// How long output may take to arrive when its program has ended; what that left running may hold it for ever.
-const REST: Duration = Duration::from_millis(100);
 /// Type of a process in containerd's requests.
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
@@ -90,15 +85,7 @@ pub(super) async fn exec(
         spec.args.first().map_or("", String::as_str)
     );
     let (record, _) = engine.container(container).await?;
-    if engine.inspect(container).await?.state != ContainerState::Running {
-        let text = format!("container {container} is not running");
-        return Err(RuntimeError::Invalid(text));
-    }
-    if spec.args.is_empty() {
-        return Err(RuntimeError::Invalid(
-            "there is no program to run".to_owned(),
-        ));
-    }
+    check::exec(&engine.inspect(container).await?, spec)?;
     let id = format!("exec-{}", uuid::Uuid::new_v4().simple());
     let exec = Exec {
         engine: Arc::clone(engine),
@@ -108,10 +95,7 @@ pub(super) async fn exec(
     };
     match tokio::time::timeout(spec.time_limit, exec.run(&record, spec, &action)).await {
         Ok(done) => done,
-        Err(_) => {
-            let text = format!("it ran longer than {:?} and was killed", spec.time_limit);
-            Err(engine_error(action, text.into()))
-        }
+        Err(_) => Err(too_long(NAME, action, spec)),
     }
 }
 
@@ -154,23 +138,12 @@ impl Exec {
             Some(text) => RuntimeError::Invalid(format!("{action}: {text}")),
             None => failed(action)(status),
         })?;
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let code = {
-            let streams = async { tokio::join!(copy(out, &mut stdout), copy(err, &mut stderr)) };
-            let mut streams = std::pin::pin!(streams);
-            let wait = engine
-                .client
-                .request(wait_request(&self.container.0, &self.id));
-            let mut ended = std::pin::pin!(engine.client.call(spec.time_limit, client.wait(wait)));
-            let (ended, drained) = tokio::select! {
-                ended = &mut ended => (ended, false),
-                _ = &mut streams => ((&mut ended).await, true),
-            };
-            if !drained {
-                let _ = tokio::time::timeout(REST, &mut streams).await;
-            }
-            ended.map_err(failed(action))?.exit_status
-        };
+        let wait = engine
+            .client
+            .request(wait_request(&self.container.0, &self.id));
+        let ended = engine.client.call(spec.time_limit, client.wait(wait));
+        let (ended, stdout, stderr) = gather(out, err, ended).await;
+        let code = ended.map_err(failed(action))?.exit_status;
         Ok(ExecOutput {
             code: i32::try_from(code).unwrap_or(255),
             stdout,
@@ -191,13 +164,6 @@ fn pipe(path: &Path) -> io::Result<Receiver> {
     mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
     // Open for writing as well, so that there is no end before the shim has begun.
     OpenOptions::new().read_write(false).open_receiver(path)
-}
-
-/// Keeps the first bytes of a stream and reads it to its end.
-async fn copy(mut from: Receiver, to: &mut Vec<u8>) -> io::Result<()> {
-    (&mut from).take(MOST).read_to_end(to).await?;
-    tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
-    Ok(())
 }
 
 /// The OCI process: with the rights of the first one, and none of its capabilities for another user than root.

@@ -24,19 +24,15 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::life::process;
 use super::monitor::{chain, go_to};
 use super::record::Init;
-use super::{Inner, Youki, engine_error};
+use super::{Inner, NAME, Youki, engine_error};
 use crate::runtime::cgroup::Hierarchies;
-use crate::runtime::{
-    BoxError, ContainerId, ContainerState, ExecOutput, ExecSpec, Result, RuntimeError,
-};
-
-/// Most of each stream that is kept.
-const MOST: u64 = 16 << 20;
+use crate::runtime::output::{gather, too_long};
+use crate::runtime::{BoxError, ContainerId, ExecOutput, ExecSpec, Result, RuntimeError, check};
 
 /// What the helper is asked to run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -86,10 +82,7 @@ impl Youki {
             }
             Ok(Ok((Outcome::Failed(text), ..))) => Err(engine_error(action, text.into())),
             Ok(Err(error)) => Err(engine_error(action, error.into())),
-            Err(_) => {
-                let text = format!("it ran longer than {:?} and was killed", spec.time_limit);
-                Err(engine_error(action, text.into()))
-            }
+            Err(_) => Err(too_long(NAME, action, spec)),
         }
     }
 
@@ -108,22 +101,13 @@ impl Youki {
         let length = u64::try_from(request.len()).unwrap_or(u64::MAX);
         ours.write_all(&length.to_le_bytes()).await?;
         ours.write_all(request).await?;
-        let (mut stdout, mut stderr, mut answer) = (Vec::new(), Vec::new(), Vec::new());
-        {
-            let out = copy(helper.stdout.take(), &mut stdout);
-            let err = copy(helper.stderr.take(), &mut stderr);
-            let mut streams = std::pin::pin!(futures_util::future::join(out, err));
-            tokio::select! {
-                // What the program left running keeps the streams open; its own end is what counts.
-                biased;
-                _ = &mut streams => { ours.read_to_end(&mut answer).await?; }
-                done = ours.read_to_end(&mut answer) => {
-                    done?;
-                    let rest = std::time::Duration::from_millis(50);
-                    let _ = tokio::time::timeout(rest, &mut streams).await;
-                }
-            }
-        }
+        let mut answer = Vec::new();
+        let streams = (helper.stdout.take(), helper.stderr.take());
+        let (Some(stdout), Some(stderr)) = streams else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        let (done, stdout, stderr) = gather(stdout, stderr, ours.read_to_end(&mut answer)).await;
+        done?;
         helper.wait().await?;
         let outcome = serde_json::from_slice(&answer)
             .unwrap_or_else(|_| Outcome::Failed("the helper died".to_owned()));
@@ -131,23 +115,9 @@ impl Youki {
     }
 }
 
-/// Keeps the first bytes of a stream and reads it to its end.
-async fn copy(from: Option<impl AsyncRead + Unpin>, to: &mut Vec<u8>) -> io::Result<()> {
-    let Some(mut from) = from else { return Ok(()) };
-    (&mut from).take(MOST).read_to_end(to).await?;
-    tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
-    Ok(())
-}
-
 impl Inner {
     fn exec_request(&self, id: &ContainerId, spec: ExecSpec) -> Result<Vec<u8>, BoxError> {
-        let info = self.inspect(id)?;
-        if info.state != ContainerState::Running {
-            return Err(RuntimeError::Invalid(format!("container {id} is not running")).into());
-        }
-        if spec.args.is_empty() {
-            return Err(RuntimeError::Invalid("there is no program to run".to_owned()).into());
-        }
+        check::exec(&self.inspect(id)?, &spec)?;
         let (folder, record, init) = self.known(id)?;
         let oci: Spec = serde_json::from_slice(&fs::read(folder.file("config.json"))?)?;
         let process = oci.process().as_ref().ok_or("config.json has no process")?;
