@@ -457,3 +457,85 @@ fn a_container_does_not_reach_services_on_the_hosts_loopback() {
         network.detach("one").await.unwrap();
     });
 }
+
+#[test]
+fn containers_that_come_and_go_at_once_are_all_reached_and_leave_nothing() {
+    on_host(async |run| {
+        // Two agents' processes on one run directory.
+        let networks = [open(run), open(run)];
+        for _ in 0..2 {
+            let attaching = (0..24_u16).map(|n| {
+                let (network, id) = (&networks[usize::from(n % 2)], format!("c{n}"));
+                async move { network.attach(&id, &[binding(30000 + n, 2000)]).await }
+            });
+            let all: Vec<Attachment> = futures_util::future::try_join_all(attaching).await.unwrap();
+            let mut addresses: Vec<_> = all.iter().map(|at| at.address).collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            assert_eq!(addresses.len(), 24, "an address was given twice");
+            let greetings: Vec<&'static str> = (0..24)
+                .map(|n| &*Box::leak(format!("hello {n}").into_boxed_str()))
+                .collect();
+            for (at, greeting) in all.iter().zip(&greetings) {
+                serve(at.netns.clone(), 2000, greeting);
+            }
+            for (n, greeting) in greetings.iter().enumerate() {
+                assert_eq!(ask(&format!("127.0.0.1:{}", 30000 + n)), *greeting);
+            }
+            let detaching = (0..24_u16).map(|n| {
+                let network = &networks[usize::from((n + 1) % 2)];
+                async move { network.detach(&format!("c{n}")).await }
+            });
+            futures_util::future::try_join_all(detaching).await.unwrap();
+            assert_nothing_left(run);
+        }
+    });
+}
+
+#[test]
+fn the_last_that_goes_leaves_the_bridge_to_the_one_that_comes() {
+    on_host(async |run| {
+        let network = open(run);
+        network.attach("c0", &[binding(30000, 2000)]).await.unwrap();
+        for n in 1..16_u16 {
+            let (before, id) = (format!("c{}", n - 1), format!("c{n}"));
+            let ports = [binding(30000 + n, 2000)];
+            let (gone, come) = tokio::join!(network.detach(&before), network.attach(&id, &ports));
+            gone.unwrap();
+            serve(come.unwrap().netns, 2000, "hello");
+            assert_eq!(ask(&format!("127.0.0.1:{}", 30000 + n)), "hello");
+            assert_eq!(ask(&format!("127.0.0.1:{}", 30000 + n - 1)), "");
+        }
+        network.detach("c15").await.unwrap();
+        assert_nothing_left(run);
+    });
+}
+
+#[test]
+fn ports_are_added_to_a_table_that_is_right_without_replacing_it() {
+    on_host(async |run| {
+        let network = open(run);
+        let handle = || {
+            let ruleset = sh("nft -a list ruleset");
+            let table = ruleset.lines().next().unwrap().to_owned();
+            assert!(table.contains("handle"), "{table}");
+            table
+        };
+        network
+            .attach("one", &[binding(30000, 2000)])
+            .await
+            .unwrap();
+        let first = handle();
+        let two = network
+            .attach("two", &[binding(30001, 2000)])
+            .await
+            .unwrap();
+        network.detach("one").await.unwrap();
+        assert_eq!(handle(), first, "the table was replaced");
+        serve(two.netns, 2000, "hello");
+        assert_eq!(ask("127.0.0.1:30001"), "hello");
+        assert_eq!(ask("127.0.0.1:30000"), "");
+        network.detach("two").await.unwrap();
+        assert_nothing_left(run);
+    });
+}

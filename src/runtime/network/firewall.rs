@@ -1,22 +1,14 @@
-//! The nftables table of our own, always written whole in one transaction, and the one rule that a packet filter with
-//! a dropping FORWARD policy (dockerd's) needs besides.
+//! The nftables table of our own, every change of which is one transaction, and the one rule that a packet filter with a
+//! dropping FORWARD policy (dockerd's) needs besides.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use ipnet::Ipv4Net;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Attachment, NetworkError};
-
-/// Replaces the table by what these connections need.
-pub(super) fn write(
-    name: &str,
-    subnet: Ipv4Net,
-    all: &[(String, Attachment)],
-) -> Result<(), NetworkError> {
-    run(&script(name, subnet, all))
-}
 
 /// Removes the table and the rule; absent is done.
 pub(super) fn remove(name: &str) -> Result<(), NetworkError> {
@@ -35,29 +27,74 @@ pub(super) fn remove(name: &str) -> Result<(), NetworkError> {
     }
 }
 
-/// Whether the table is there with all its rules and forwards exactly the ports of these connections.
-pub(super) fn intact(name: &str, all: &[(String, Attachment)]) -> Result<bool, NetworkError> {
-    let tables = list(&["list", "tables", "ip"])?;
-    if !tables.iter().any(|item| item["table"]["name"] == *name) {
-        return Ok(false);
+/// Makes the table forward exactly the ports of these connections. What is right already is not touched; ports are added
+/// and taken out one by one where the rest of the table is as it should be, since Linux takes long to replace a table.
+pub(super) fn put(
+    name: &str,
+    subnet: Ipv4Net,
+    all: &[(String, Attachment)],
+) -> Result<(), NetworkError> {
+    let Some(found) = forwarded(name) else {
+        return run(&script(name, subnet, all));
+    };
+    let wanted = elements(all);
+    let of = |elements: &BTreeMap<u16, String>, other: &BTreeMap<u16, String>| {
+        let own = elements.iter();
+        let own = own.filter(|(port, target)| other.get(port) != Some(target));
+        let own: Vec<String> = own
+            .map(|(port, target)| format!("{port} : {target}"))
+            .collect();
+        own.join(", ")
+    };
+    let mut change = String::new();
+    for (verb, elements) in [
+        ("delete", of(&found, &wanted)),
+        ("add", of(&wanted, &found)),
+    ] {
+        if !elements.is_empty() {
+            change.push_str(&format!(
+                "{verb} element ip {name} ports {{ {elements} }}\n"
+            ));
+        }
     }
-    let table = list(&["list", "table", "ip", name])?;
+    if change.is_empty() {
+        return Ok(());
+    }
+    // Somebody may have taken the table away since it was read.
+    run(&change).or_else(|_| run(&script(name, subnet, all)))
+}
+
+/// The ports that the table forwards, if it is there with all its rules.
+fn forwarded(name: &str) -> Option<BTreeMap<u16, String>> {
+    let table = list(&["list", "table", "ip", name]).ok()?;
     let rules = table.iter().filter(|item| item["rule"].is_object()).count();
-    let found = table
-        .iter()
-        .filter_map(|item| item["map"]["elem"].as_array())
-        .flatten()
-        .map(|element| (element[0].clone(), element[1]["concat"].clone()));
-    let mut found: Vec<(Value, Value)> = found.collect();
-    let mut wanted = Vec::new();
-    for (_, attachment) in all {
-        let address = attachment.address.to_string();
-        let ports = attachment.ports.iter();
-        wanted.extend(ports.map(|(host, inside)| (json!(host), json!([address, inside]))));
+    if rules != RULES {
+        return None;
     }
-    found.sort_by_key(|(port, _)| port.as_u64());
-    wanted.sort_by_key(|(port, _)| port.as_u64());
-    Ok(rules == RULES && found == wanted)
+    let map = table.iter().map(|item| &item["map"]);
+    let map = map.into_iter().find(|map| map["name"] == "ports")?;
+    let Some(elements) = map["elem"].as_array() else {
+        return Some(BTreeMap::new());
+    };
+    let element = |element: &Value| {
+        let port = u16::try_from(element[0].as_u64()?).ok()?;
+        let target = &element[1]["concat"];
+        Some((
+            port,
+            format!("{} . {}", target[0].as_str()?, target[1].as_u64()?),
+        ))
+    };
+    elements.iter().map(element).collect()
+}
+
+/// What the table's map has for these connections.
+fn elements(all: &[(String, Attachment)]) -> BTreeMap<u16, String> {
+    let ports = all.iter().flat_map(|(_, attachment)| {
+        let target = move |inside: u16| format!("{} . {inside}", attachment.address);
+        let ports = attachment.ports.iter();
+        ports.map(move |(host, inside)| (*host, target(*inside)))
+    });
+    ports.collect()
 }
 
 /// How many rules [`script`] has.
@@ -66,13 +103,10 @@ const RULES: usize = 10;
 /// The whole table. Forwarding is one look-up in a map, whatever the number of ports. From outside only forwarded ports
 /// are reached, and `guard` takes back what `route_localnet` opens: the host's loopback services to containers.
 fn script(name: &str, subnet: Ipv4Net, all: &[(String, Attachment)]) -> String {
-    let ports: Vec<String> = all
+    let ports = elements(all);
+    let ports: Vec<String> = ports
         .iter()
-        .flat_map(|(_, a)| {
-            a.ports
-                .iter()
-                .map(|(host, inside)| format!("{host} : {} . {inside}", a.address))
-        })
+        .map(|(port, target)| format!("{port} : {target}"))
         .collect();
     let elements = if ports.is_empty() {
         String::new()

@@ -137,7 +137,8 @@ pub(super) async fn ensure_bridge(
                 )
                 .execute()
                 .await;
-            make.map_err(NetworkError::netlink(format!("make bridge {name}")))?;
+            make.or_else(made_meanwhile)
+                .map_err(NetworkError::netlink(format!("make bridge {name}")))?;
             index(host, name).await?.ok_or_else(|| missing(name))?
         }
     };
@@ -148,9 +149,10 @@ pub(super) async fn ensure_bridge(
             .add(index, address.into(), subnet.prefix_len())
             .execute()
             .await;
-        add.map_err(NetworkError::netlink(format!(
-            "add {address} to bridge {name}"
-        )))?;
+        add.or_else(made_meanwhile)
+            .map_err(NetworkError::netlink(format!(
+                "add {address} to bridge {name}"
+            )))?;
     }
     sysctl("net/ipv4/ip_forward", "1")?;
     // Packets to 127.0.0.1 that are forwarded to a container keep that source until they leave through the bridge.
@@ -266,8 +268,19 @@ async fn has_address(host: &Handle, index: u32, address: Ipv4Addr) -> Result<boo
 }
 
 fn is_missing(error: &rtnetlink::Error) -> bool {
-    matches!(error, rtnetlink::Error::NetlinkError(message)
-        if [libc::ENODEV, libc::ENOENT].contains(&-message.raw_code()))
+    is_one_of(error, &[libc::ENODEV, libc::ENOENT])
+}
+
+/// Containers that come at once all make the bridge.
+fn made_meanwhile(error: rtnetlink::Error) -> Result<(), rtnetlink::Error> {
+    match is_one_of(&error, &[libc::EEXIST]) {
+        true => Ok(()),
+        false => Err(error),
+    }
+}
+
+fn is_one_of(error: &rtnetlink::Error, codes: &[i32]) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if codes.contains(&-message.raw_code()))
 }
 
 fn missing(name: &str) -> NetworkError {

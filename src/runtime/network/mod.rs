@@ -1,15 +1,20 @@
 //! Bridge, network namespaces and port forwarding for engines without a network of their own (containerd, youki).
 //!
 //! Each container gets a network namespace bound to `<run-dir>/netns/<id>`, a veth pair whose host end is a port of the
-//! agent's bridge, and an address. Forwarding is one nftables table of our own that is always written whole, in one
-//! transaction, from the records in `<run-dir>/network/`: rules that somebody flushed come back with the next change or
-//! with [`Network::ensure`], and several agents' processes may share a run directory. With the last container the
-//! table, the bridge and everything else go away.
+//! agent's bridge, and an address. Forwarding is one nftables table of our own that always follows the records in
+//! `<run-dir>/network/`: rules that somebody flushed come back with the next change or with [`Network::ensure`], and
+//! several agents' processes may share a run directory. With the last container the table, the bridge and everything
+//! else go away.
+//!
+//! Most of what a connection takes is waiting for Linux, so containers that come or go at once do it side by side: only
+//! the choice of address and ports is made one after the other, and one write of the rules serves all who wait for it.
 
 mod firewall;
 mod links;
+mod rules;
 mod store;
 
+use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -20,7 +25,8 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::PortBinding;
-use store::Store;
+use rules::Rules;
+use store::{Locked, Record, Store};
 
 /// Why a container could not be connected or disconnected.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +118,13 @@ pub struct Attachment {
 
 /// The agent's network. Clones are cheap and share everything; other processes on the same run directory do too.
 #[derive(Clone, Debug)]
-pub struct Network(Arc<Store>);
+pub struct Network(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    rules: Rules,
+}
 
 impl Network {
     /// Reads nothing and changes nothing yet.
@@ -120,7 +132,10 @@ impl Network {
     /// # Errors
     /// When the folder for the records cannot be made.
     pub fn open(run_dir: &Path, config: NetworkConfig) -> Result<Self, NetworkError> {
-        Ok(Self(Arc::new(Store::open(run_dir, config)?)))
+        Ok(Self(Arc::new(Shared {
+            store: Store::open(run_dir, config)?,
+            rules: Rules::default(),
+        })))
     }
 
     /// Makes a namespace with an address for container `id` and forwards its ports, also from 127.0.0.1. Undoes itself
@@ -138,7 +153,7 @@ impl Network {
             id.to_owned(),
             ports.iter().map(|p| (p.host, p.container)).collect(),
         );
-        self.blocking(move |store| attach(store, &id, ports)).await
+        self.blocking(move |shared| shared.attach(&id, ports)).await
     }
 
     /// Takes a container's connection away, and the bridge and the table with the last one. Absent is done.
@@ -147,7 +162,7 @@ impl Network {
     /// Everything that went wrong; every step is tried nevertheless.
     pub async fn detach(&self, id: &str) -> Result<(), NetworkError> {
         let id = id.to_owned();
-        self.blocking(move |store| detach(store, &id)).await
+        self.blocking(move |shared| shared.detach(&id)).await
     }
 
     /// Puts back the bridge's settings and the rules that others took away, and adds the rule that a dockerd started
@@ -156,20 +171,7 @@ impl Network {
     /// # Errors
     /// What Linux or `nft` refused.
     pub async fn ensure(&self) -> Result<(), NetworkError> {
-        self.blocking(|store| {
-            let lock = store.lock()?;
-            let all = lock.all()?;
-            if all.is_empty() {
-                return Ok(());
-            }
-            let subnet = store.subnet()?;
-            links::with_host(async |host| links::ensure_bridge(host, &store.name, subnet).await)?;
-            if !firewall::intact(&store.name, &all)? {
-                firewall::write(&store.name, subnet, &all)?;
-            }
-            firewall::open_forward(&store.name)
-        })
-        .await
+        self.blocking(Shared::ensure).await
     }
 
     /// Takes every connection away, and the bridge and the table even when no record tells of them.
@@ -177,17 +179,7 @@ impl Network {
     /// # Errors
     /// Everything that went wrong; every step is tried nevertheless.
     pub async fn teardown(&self) -> Result<(), NetworkError> {
-        self.blocking(|store| {
-            let lock = store.lock()?;
-            let mut errors = Vec::new();
-            for (id, _) in lock.all()? {
-                errors.extend(take_away(store, &lock, &id).err());
-            }
-            errors.extend(firewall::remove(&store.name).err());
-            errors.extend(links::remove_bridge(&store.name).err());
-            several(errors)
-        })
-        .await
+        self.blocking(Shared::teardown).await
     }
 
     /// Every connection, by container.
@@ -195,15 +187,19 @@ impl Network {
     /// # Errors
     /// When the records cannot be read.
     pub async fn attachments(&self) -> Result<Vec<(String, Attachment)>, NetworkError> {
-        self.blocking(|store| store.lock()?.all()).await
+        self.blocking(|shared| {
+            let all = shared.store.lock()?.all()?.into_iter();
+            Ok(all.map(|(id, record)| (id, record.attachment)).collect())
+        })
+        .await
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Store) -> Result<T, NetworkError> + Send + 'static,
+        work: impl FnOnce(&Shared) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
-        let store = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || work(&store))
+        let shared = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || work(&shared))
             .await
             .expect("network work does not panic and is not aborted")
     }
@@ -234,96 +230,142 @@ pub fn forward_is_dropped() -> Result<bool, NetworkError> {
     firewall::forward_is_dropped()
 }
 
-fn attach(store: &Store, id: &str, ports: Vec<(u16, u16)>) -> Result<Attachment, NetworkError> {
-    if id.is_empty() || id.starts_with('.') || id.contains('/') {
-        return Err(NetworkError::InvalidId(id.to_owned()));
-    }
-    let lock = store.lock()?;
-    let mut all = lock.all()?;
-    if all.iter().any(|(known, _)| known == id) {
-        return Err(NetworkError::Connected(id.to_owned()));
-    }
-    if let Some((port, holder)) = taken(&all, &ports).or_else(|| repeated(id, &ports)) {
-        return Err(NetworkError::PortTaken { port, holder });
-    }
-    // Whoever chooses a subnet must see the bridges of all others.
-    let _alone = all.is_empty().then(store::lock_host).transpose()?;
-    let subnet = store.subnet()?;
-    let address = free_address(subnet, &all)?;
-    let attachment = Attachment {
-        netns: store.netns(id),
-        interface: links::interface(&store.name, id),
-        address,
-        prefix: subnet.prefix_len(),
-        gateway: gateway(subnet),
-        ports,
-    };
-    // The record comes first: whoever finds it can undo what follows.
-    lock.write(id, &attachment)?;
-    all.push((id.to_owned(), attachment.clone()));
-    if let Err(error) = connect(store, subnet, &attachment, &all) {
-        if let Err(undo) = take_away(store, &lock, id) {
-            tracing::warn!("undoing the connection of {id}: {undo}");
+impl Shared {
+    fn attach(&self, id: &str, ports: Vec<(u16, u16)>) -> Result<Attachment, NetworkError> {
+        if id.is_empty() || id.starts_with('.') || id.contains('/') {
+            return Err(NetworkError::InvalidId(id.to_owned()));
         }
-        return Err(error);
+        let bridge = self.store.keep_bridge()?;
+        let (subnet, attachment, alone) = self.reserve(id, ports)?;
+        // The rules name interfaces that need not be there yet.
+        let connected = both(
+            || self.rules.follow(&self.store),
+            || links::connect(&self.store.name, subnet, &attachment),
+        );
+        drop((alone, bridge));
+        if let Err(error) = connected {
+            if let Err(undo) = self.detach(id) {
+                tracing::warn!("undoing the connection of {id}: {undo}");
+            }
+            return Err(error);
+        }
+        Ok(attachment)
     }
-    Ok(attachment)
-}
 
-fn connect(
-    store: &Store,
-    subnet: Ipv4Net,
-    attachment: &Attachment,
-    all: &[(String, Attachment)],
-) -> Result<(), NetworkError> {
-    // The rules name interfaces that need not be there yet.
-    both(
-        || firewall::write(&store.name, subnet, all),
-        || links::connect(&store.name, subnet, attachment),
-    )?;
-    // The rule in the other table stays for as long as there are containers; `ensure` looks after it.
-    if all.len() == 1 {
-        firewall::open_forward(&store.name)
-    } else {
-        Ok(())
+    /// Writes the record of a new connection, with an address of its own. The first one's host is locked until there is
+    /// a bridge.
+    fn reserve(
+        &self,
+        id: &str,
+        ports: Vec<(u16, u16)>,
+    ) -> Result<(Ipv4Net, Attachment, Option<File>), NetworkError> {
+        let store = &self.store;
+        let records = store.lock()?;
+        let all = records.all()?;
+        if all.iter().any(|(known, _)| known == id) {
+            return Err(NetworkError::Connected(id.to_owned()));
+        }
+        if let Some((port, holder)) = taken(&all, &ports).or_else(|| repeated(id, &ports)) {
+            return Err(NetworkError::PortTaken { port, holder });
+        }
+        // Whoever chooses a subnet must see the bridges of all others, and they must see ours.
+        let first = all.is_empty();
+        let alone = first.then(store::lock_host).transpose()?;
+        let subnet = store.subnet()?;
+        let attachment = Attachment {
+            netns: store.netns(id),
+            interface: links::interface(&store.name, id),
+            address: free_address(subnet, &all)?,
+            prefix: subnet.prefix_len(),
+            gateway: gateway(subnet),
+            ports,
+        };
+        let record = Record {
+            attachment,
+            leaving: false,
+        };
+        // The record comes first: whoever finds it can undo what follows.
+        records.write(id, &record)?;
+        if first {
+            self.rules.look_again();
+        }
+        Ok((subnet, record.attachment, alone))
     }
-}
 
-fn detach(store: &Store, id: &str) -> Result<(), NetworkError> {
-    let lock = store.lock()?;
-    if lock.all()?.iter().all(|(known, _)| known != id) {
-        return Ok(());
+    /// Every step is tried; what failed is collected, and the record stays for the next time.
+    fn detach(&self, id: &str) -> Result<(), NetworkError> {
+        let store = &self.store;
+        let records = store.lock()?;
+        let all = records.all()?;
+        let Some((_, mut record)) = all.into_iter().find(|(known, _)| known == id) else {
+            return Ok(());
+        };
+        record.leaving = true;
+        records.write(id, &record)?;
+        drop(records);
+        let Attachment {
+            interface, netns, ..
+        } = &record.attachment;
+        both(
+            || self.rules.follow(store),
+            || several(links::disconnect(interface, netns)),
+        )?;
+        self.finish(id)
     }
-    take_away(store, &lock, id)
-}
 
-/// Every step is tried; what failed is collected.
-fn take_away(store: &Store, lock: &store::Locked<'_>, id: &str) -> Result<(), NetworkError> {
-    let mut all = lock.all()?;
-    all.retain(|(known, _)| known != id);
-    let interface = links::interface(&store.name, id);
-    let rules = || match all.is_empty() {
-        true => firewall::remove(&store.name),
-        false => store
-            .subnet()
-            .and_then(|subnet| firewall::write(&store.name, subnet, &all)),
-    };
-    // Linux takes its time to remove a link: as long as `nft` takes.
-    let links = || {
-        let mut errors = links::disconnect(&interface, &store.netns(id));
-        if all.is_empty() {
+    /// Removes the record, and with the last one the bridge.
+    fn finish(&self, id: &str) -> Result<(), NetworkError> {
+        let store = &self.store;
+        let is_last = |records: &Locked<'_>| {
+            let all = records.all();
+            all.map(|all| all.iter().all(|(other, _)| other == id))
+        };
+        let records = store.lock()?;
+        if !is_last(&records)? {
+            return records.remove(id);
+        }
+        drop(records);
+        // Nobody who is connecting a container may lose the bridge.
+        let _bridge = store.take_bridge()?;
+        let records = store.lock()?;
+        if is_last(&records)? {
+            links::remove_bridge(&store.name)?;
+            records.forget_subnet()?;
+        }
+        records.remove(id)
+    }
+
+    fn ensure(&self) -> Result<(), NetworkError> {
+        let store = &self.store;
+        let _bridge = store.keep_bridge()?;
+        let records = store.lock()?;
+        if records.all()?.iter().all(|(_, record)| record.leaving) {
+            return Ok(());
+        }
+        let subnet = store.subnet()?;
+        drop(records);
+        links::with_host(async |host| links::ensure_bridge(host, &store.name, subnet).await)?;
+        self.rules.look_again();
+        self.rules.follow(store)
+    }
+
+    fn teardown(&self) -> Result<(), NetworkError> {
+        let store = &self.store;
+        let all = store.lock()?.all()?;
+        let errors = all.iter().filter_map(|(id, _)| self.detach(id).err());
+        let mut errors: Vec<_> = errors.collect();
+        let _bridge = store.take_bridge()?;
+        if store
+            .lock()?
+            .all()?
+            .iter()
+            .all(|(_, record)| record.leaving)
+        {
+            errors.extend(firewall::remove(&store.name).err());
             errors.extend(links::remove_bridge(&store.name).err());
         }
         several(errors)
-    };
-    let mut errors: Vec<NetworkError> = both(rules, links).err().into_iter().collect();
-    if errors.is_empty() {
-        errors.extend(lock.remove(id).err());
-        if all.is_empty() {
-            errors.extend(lock.forget_subnet().err());
-        }
     }
-    several(errors)
 }
 
 fn several(mut errors: Vec<NetworkError>) -> Result<(), NetworkError> {
@@ -354,9 +396,10 @@ fn both(
     })
 }
 
-fn taken(all: &[(String, Attachment)], ports: &[(u16, u16)]) -> Option<(u16, String)> {
-    all.iter().find_map(|(id, attachment)| {
-        let clash = attachment
+fn taken(all: &[(String, Record)], ports: &[(u16, u16)]) -> Option<(u16, String)> {
+    all.iter().find_map(|(id, record)| {
+        let clash = record
+            .attachment
             .ports
             .iter()
             .find(|(host, _)| ports.iter().any(|(wanted, _)| wanted == host))?;
@@ -369,13 +412,13 @@ fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
     subnet.hosts().next().unwrap_or(subnet.addr())
 }
 
-fn free_address(subnet: Ipv4Net, all: &[(String, Attachment)]) -> Result<Ipv4Addr, NetworkError> {
+fn free_address(subnet: Ipv4Net, all: &[(String, Record)]) -> Result<Ipv4Addr, NetworkError> {
     subnet
         .hosts()
         .skip(1)
         .find(|address| {
             all.iter()
-                .all(|(_, attachment)| attachment.address != *address)
+                .all(|(_, record)| record.attachment.address != *address)
         })
         .ok_or(NetworkError::AddressesExhausted(subnet))
 }
@@ -384,7 +427,7 @@ fn free_address(subnet: Ipv4Net, all: &[(String, Attachment)]) -> Result<Ipv4Add
 mod tests {
     use super::*;
 
-    fn attachment(address: &str, host: u16) -> (String, Attachment) {
+    fn record(address: &str, host: u16) -> (String, Record) {
         let attachment = Attachment {
             netns: "/n".into(),
             interface: "v".into(),
@@ -393,7 +436,11 @@ mod tests {
             gateway: "10.0.0.1".parse().expect("an address"),
             ports: vec![(host, 2000)],
         };
-        (format!("c{host}"), attachment)
+        let record = Record {
+            attachment,
+            leaving: false,
+        };
+        (format!("c{host}"), record)
     }
 
     #[test]
@@ -401,7 +448,7 @@ mod tests {
         let subnet: Ipv4Net = "10.0.0.0/29".parse().expect("a subnet");
         assert_eq!(gateway(subnet), Ipv4Addr::new(10, 0, 0, 1));
         let mut all: Vec<_> = (2..=6)
-            .map(|n| attachment(&format!("10.0.0.{n}"), 100 + n))
+            .map(|n| record(&format!("10.0.0.{n}"), 100 + n))
             .collect();
         assert!(matches!(
             free_address(subnet, &all),
@@ -416,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_host_port_is_given_once() {
-        let all = [attachment("10.0.0.2", 30000)];
+        let all = [record("10.0.0.2", 30000)];
         assert_eq!(
             taken(&all, &[(30001, 1), (30000, 1)]),
             Some((30000, "c30000".into()))

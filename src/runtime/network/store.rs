@@ -1,4 +1,6 @@
-//! The records of connections in `<run-dir>/network/`, and the lock that orders those who change them.
+//! The records of connections in `<run-dir>/network/`, and the locks that order those who change them.
+//!
+//! Whoever takes several takes them in this order: the bridge, the rules, the records, the host.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Attachment, NetworkConfig, NetworkError, links};
@@ -35,11 +38,21 @@ pub(super) struct Store {
     configured: Option<Ipv4Net>,
 }
 
-/// The records while this process may change them.
+/// The records while this process may change them: for moments only.
 #[derive(Debug)]
 pub(super) struct Locked<'a> {
     store: &'a Store,
     _file: File,
+}
+
+/// What is known of a container's connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    #[serde(flatten)]
+    pub(super) attachment: Attachment,
+    /// It is being taken away: its ports are not forwarded any more, but its address and ports are not free yet.
+    #[serde(default)]
+    pub(super) leaving: bool,
 }
 
 impl Store {
@@ -107,24 +120,42 @@ impl Store {
         self.netns.join(id)
     }
 
-    /// Waits until no other process changes the records.
+    /// Waits until nobody else changes the records.
     pub(super) fn lock(&self) -> Result<Locked<'_>, NetworkError> {
-        let path = self.folder.join("lock");
-        let locked = File::create(&path).and_then(|file| {
-            flock(&file, FlockOperation::LockExclusive)?;
-            Ok(file)
-        });
-        let file = locked.map_err(NetworkError::host(format!("lock {}", path.display())))?;
         Ok(Locked {
             store: self,
-            _file: file,
+            _file: self.lock_file("lock", FlockOperation::LockExclusive)?,
         })
+    }
+
+    /// The bridge stays for as long as this is kept; many may keep it at once.
+    pub(super) fn keep_bridge(&self) -> Result<File, NetworkError> {
+        self.lock_file("bridge", FlockOperation::LockShared)
+    }
+
+    /// Waits until nobody keeps the bridge.
+    pub(super) fn take_bridge(&self) -> Result<File, NetworkError> {
+        self.lock_file("bridge", FlockOperation::LockExclusive)
+    }
+
+    /// Waits until nobody else writes the rules.
+    pub(super) fn lock_rules(&self) -> Result<File, NetworkError> {
+        self.lock_file("rules", FlockOperation::LockExclusive)
+    }
+
+    fn lock_file(&self, name: &str, how: FlockOperation) -> Result<File, NetworkError> {
+        let path = self.folder.join(name);
+        let locked = File::create(&path).and_then(|file| {
+            rustix::io::retry_on_intr(|| flock(&file, how))?;
+            Ok(file)
+        });
+        locked.map_err(NetworkError::host(format!("lock {}", path.display())))
     }
 }
 
 impl Locked<'_> {
     /// Every record, by container.
-    pub(super) fn all(&self) -> Result<Vec<(String, Attachment)>, NetworkError> {
+    pub(super) fn all(&self) -> Result<Vec<(String, Record)>, NetworkError> {
         let folder = &self.store.folder;
         let entries = fs::read_dir(folder)
             .map_err(NetworkError::host(format!("list {}", folder.display())))?;
@@ -140,7 +171,7 @@ impl Locked<'_> {
             let read = fs::read(&path)
                 .and_then(|data| serde_json::from_slice(&data).map_err(io::Error::other));
             match read {
-                Ok(attachment) => all.push((id.to_owned(), attachment)),
+                Ok(record) => all.push((id.to_owned(), record)),
                 Err(error) => tracing::warn!("record {} is passed over: {error}", path.display()),
             }
         }
@@ -148,10 +179,10 @@ impl Locked<'_> {
         Ok(all)
     }
 
-    pub(super) fn write(&self, id: &str, attachment: &Attachment) -> Result<(), NetworkError> {
+    pub(super) fn write(&self, id: &str, record: &Record) -> Result<(), NetworkError> {
         let path = self.path(id);
         let new = path.with_extension("new");
-        let data = serde_json::to_vec(attachment).expect("plain data");
+        let data = serde_json::to_vec(record).expect("plain data");
         fs::write(&new, data)
             .and_then(|()| fs::rename(&new, &path))
             .map_err(NetworkError::host(format!("write {}", path.display())))
