@@ -155,6 +155,18 @@ impl Scratch {
             .collect())
     }
 
+    /// Removes the files of a kernel that has ended, ahead of [`Self::remove`], which tries again what fails here and
+    /// tells it. The configuration stays.
+    pub async fn empty_work(&self) {
+        let work = self.work();
+        let emptied = blocking(move || {
+            fs::remove_dir_all(&work).map_err(host("cannot remove scratch folder", &work))
+        });
+        if let Err(error) = emptied.await {
+            tracing::debug!("{error}");
+        }
+    }
+
     /// Removes the folders and what is mounted on them; what is not there is no error.
     ///
     /// # Errors

@@ -235,10 +235,17 @@ impl Owner {
         self.phase.send_replace(Phase::Over);
         if let Some(container) = container {
             container.live.token.cancel();
-            self.kill(&container.live.container).await;
+            let dead = self.kill(&container.live.container).await;
             self.parts.stats.last(&container.live).await;
             let removed = self.remove_at_last(&container.live.container, &mut waiting);
-            if !removed.await {
+            let emptied = async {
+                // Nobody writes there any more. What tells whose container it is stays until that is gone.
+                if dead {
+                    held.scratch.empty_work().await;
+                }
+            };
+            let (removed, ()) = tokio::join!(removed, emptied);
+            if !removed {
                 return;
             }
         }
@@ -312,18 +319,22 @@ impl Owner {
         late
     }
 
-    /// Kills the container and waits until it is dead, so that its last statistics are complete.
-    async fn kill(&self, container: &ContainerId) {
+    /// Kills the container and waits until it is dead, so that its last statistics are complete. `false`: it may live.
+    async fn kill(&self, container: &ContainerId) -> bool {
         let killed = self.parts.runtime.kill(container, KILL);
         match self.parts.within(killed, "kill").await {
             Ok(()) => {
-                let dead = ended(&self.parts, container);
-                if tokio::time::timeout(END_LIMIT, dead).await.is_err() {
+                let dead = tokio::time::timeout(END_LIMIT, ended(&self.parts, container)).await;
+                if dead.is_err() {
                     tracing::warn!(kernel = %self.kernel, %container, "survives SIGKILL for 10 s");
                 }
+                dead.is_ok()
             }
-            Err(RuntimeError::NotFound(_)) => {}
-            Err(error) => tracing::warn!(kernel = %self.kernel, %container, "{error}"),
+            Err(RuntimeError::NotFound(_)) => true,
+            Err(error) => {
+                tracing::warn!(kernel = %self.kernel, %container, "{error}");
+                false
+            }
         }
     }
 

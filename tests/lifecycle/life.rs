@@ -153,6 +153,31 @@ async fn a_kernel_holds_what_it_has_until_its_engine_says_that_it_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_files_of_a_dead_kernel_do_not_wait_for_its_container_and_those_of_a_living_one_do() {
+    for lives in [false, true] {
+        let node = TestNode::new().await;
+        node.create("k1").await;
+        if lives {
+            node.runtime.fail_next(Verb::Kill, Failure::Unavailable);
+        }
+        node.runtime.fail_next(Verb::Remove, Failure::Hang);
+        let meanwhile = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let scratch = node.scratch("k1");
+            (
+                scratch.join("work").exists(),
+                scratch.join("config").exists(),
+            )
+        };
+        let (destroyed, there) = tokio::join!(node.destroy("k1"), meanwhile);
+        destroyed.expect("destroyed");
+        // By its configuration another agent would know whose the container is.
+        assert_eq!(there, (lives, true));
+        node.assert_nothing_held();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_kernel_that_could_not_be_ended_is_found_by_the_next_agent() {
     let mut node = TestNode::new().await;
     node.create("k1").await;
