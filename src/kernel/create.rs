@@ -208,17 +208,16 @@ impl Making<'_> {
         held.resource.container = Some(id.0.clone());
         self.write_resource(held).await?;
         self.check_abort()?;
-        let pid = self.parts.runtime.start(id).await?;
+        self.parts.runtime.start(id).await?;
         self.check_abort()?;
         let inspected = self.parts.runtime.inspect(id);
-        let mut info = self.parts.within(inspected, "inspection").await?;
+        let info = self.parts.within(inspected, "inspection").await?;
         if !same_ports(&info.ports, &container.ports) {
             let problem = format!("forwards {:?}, not {:?}", info.ports, container.ports);
             return Err(NotCreated::Failed(
                 RuntimeError::Invalid(format!("container {id} {problem}")).into(),
             ));
         }
-        info.pid = info.pid.or(Some(pid).filter(|pid| *pid > 0));
         Ok(info)
     }
 

@@ -105,11 +105,10 @@ pub trait ContainerRuntime: Send + Sync + fmt::Debug {
     /// in. The engine's own init may be number 1 above the program.
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId>;
 
-    /// Runs the container's program; its ports are forwarded from the host by then. Gives the first process, as
-    /// [`Self::inspect`] does; 0 where the engine has no process to tell because it has ended already. Only a container
-    /// that was never started and has not ended can be started: anything else is [`RuntimeError::Invalid`]. After a
-    /// failure the container is still there, to be removed.
-    async fn start(&self, id: &ContainerId) -> Result<Pid>;
+    /// Runs the container's program; its ports are forwarded from the host by then, and [`Self::inspect`] tells its first
+    /// process for as long as that lives. Only a container that was never started and has not ended can be started:
+    /// anything else is [`RuntimeError::Invalid`]. After a failure the container is still there, to be removed.
+    async fn start(&self, id: &ContainerId) -> Result<()>;
 
     /// Waits for the end; returns at once, and as often as asked, when it is over already; may be asked before `start`
     /// and by many at once. Ends when the container is removed, with its status or [`RuntimeError::NotFound`].

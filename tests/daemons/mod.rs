@@ -3,6 +3,8 @@
 //! whole lane (`lane.sh`); without them each test starts its own.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod calls;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

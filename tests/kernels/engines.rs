@@ -72,7 +72,67 @@ mod containerd {
 }
 
 mod docker {
-    use super::{Kind, Node as _, a_kernel_lives_on, on_own};
+    use std::time::Duration;
+
+    use backendai_agent::backends::RuntimeKind;
+
+    use super::{Daemon, Kind, Node as _, TestNode, a_kernel_lives_on, on_own};
+    use crate::daemons::calls::CallsSocket;
+
+    #[tokio::test]
+    async fn a_kernel_costs_few_calls_of_dockerd() {
+        let daemon = Daemon::get(Kind::Docker);
+        let socket = daemon
+            .as_ref()
+            .ok()
+            .map(|it| CallsSocket::before(&it.socket()));
+        // The socket's, in place of a daemon that ends after the test.
+        let shown = match (&daemon, &socket) {
+            (Ok(_), Some(socket)) => Ok(Daemon::Shared(Kind::Docker, socket.path().to_owned())),
+            _ => Err("needs dockerd (not installed)".to_owned()),
+        };
+        let Some(node) = TestNode::on(RuntimeKind::Docker, shown).await else {
+            return;
+        };
+        let socket = socket.expect("there is a daemon");
+        let list = "GET /containers/json";
+        // The comparison that the agent makes from time to time may come between.
+        for name in ["k1", "k2", "k3", "k4"] {
+            socket.take();
+            let created = node.create(name).await;
+            let of = |call: &str| call.replace("ID", &created.container);
+            let (look, wait) = (
+                of("GET /containers/ID/json"),
+                of("POST /containers/ID/wait"),
+            );
+            while !socket.calls().contains(&wait) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let create = socket.take();
+            node.destroy(name).await;
+            let destroy = socket.take();
+            if [&create, &destroy]
+                .into_iter()
+                .flatten()
+                .any(|it| it == list)
+            {
+                continue;
+            }
+            let image = format!("GET /images/{}/json", node.config().digest);
+            let (make, start) = (
+                "POST /containers/create".to_owned(),
+                of("POST /containers/ID/start"),
+            );
+            assert_eq!(
+                create,
+                [image, make, start, look.clone(), look.clone(), wait]
+            );
+            let (kill, remove) = (of("POST /containers/ID/kill"), of("DELETE /containers/ID"));
+            assert_eq!(destroy, [kill, look, remove]);
+            return node.close().await;
+        }
+        panic!("the agent compares all the time");
+    }
 
     #[tokio::test]
     async fn a_kernel_lives_on_while_its_engine_is_started_again_with_live_restore() {

@@ -19,7 +19,7 @@ use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed, is_down};
 use super::record::Record;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
-    ContainerId, ContainerInfo, ExitStatus, LABEL_OWNER, OWNER, Pid, Result, RuntimeError, check,
+    ContainerId, ContainerInfo, ExitStatus, LABEL_OWNER, OWNER, Result, RuntimeError, check,
 };
 
 /// How often a wait asks whether the daemon is still there.
@@ -68,7 +68,7 @@ impl Inner {
         Ok(found.and_then(|found| found.process))
     }
 
-    pub(super) async fn start(&self, id: &ContainerId) -> Result<Pid> {
+    pub(super) async fn start(&self, id: &ContainerId) -> Result<()> {
         if !check::is_id(id) {
             return Err(RuntimeError::NotFound(id.clone()));
         }
@@ -82,7 +82,7 @@ impl Inner {
             .call(SLOW, client.start(self.client.request(request)))
             .await;
         let status = match answer {
-            Ok(started) => return Ok(Pid::try_from(started.pid).unwrap_or_default()),
+            Ok(_) => return Ok(()),
             Err(status) if is_down(&status) => return Err(failed("starting")(status)),
             Err(status) => status,
         };

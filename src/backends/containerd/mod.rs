@@ -39,7 +39,7 @@ use crate::runtime::log::follow_files;
 use crate::runtime::network::{Network, NetworkConfig};
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
-    LogPart, Pid, Result, RuntimeInfo,
+    LogPart, Result, RuntimeInfo,
 };
 use crate::sys::rlimit;
 
@@ -141,7 +141,7 @@ impl ContainerRuntime for Containerd {
         self.0.create(spec).await
     }
 
-    async fn start(&self, id: &ContainerId) -> Result<Pid> {
+    async fn start(&self, id: &ContainerId) -> Result<()> {
         self.0.start(id).await
     }
 

@@ -14,9 +14,10 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{sleep, timeout};
 
 use super::connect::{message, status};
-use super::{Docker, ENGINE, LABEL_ATTEMPT, Note, create, devices, invalid, known, not_found};
+use super::notes::{Made, Stage};
+use super::{Docker, ENGINE, LABEL_ATTEMPT, create, devices, invalid, known, not_found};
 use crate::runtime::{
-    BoxError, ContainerId, ContainerInfo, ContainerSpec, ContainerState, ExitStatus, Limits, Pid,
+    BoxError, ContainerId, ContainerInfo, ContainerSpec, ContainerState, ExitStatus, Limits,
     Result, RuntimeError, check,
 };
 use crate::sys::pidfd::PidFd;
@@ -72,6 +73,7 @@ impl Docker {
         }
         let id = ContainerId(made.id);
         self.check_program(&id, &spec).await?;
+        self.notes.made(&id, Made { cgroup: parent });
         Ok(id)
     }
 
@@ -104,23 +106,24 @@ impl Docker {
         }
     }
 
-    pub(super) async fn start_container(&self, id: &ContainerId) -> Result<Pid> {
+    pub(super) async fn start_container(&self, id: &ContainerId) -> Result<()> {
         known(id)?;
-        if !self.set_note(id, Note::Starting) {
-            return Err(invalid(
-                id,
-                "it is being started, or was killed before it was",
-            ));
-        }
-        let started = self.start_noted(id).await;
-        self.forget(id);
+        let never_started = match self.notes.begin_start(id) {
+            None => false,
+            Some(Stage::Made) => true,
+            Some(Stage::Starting | Stage::Killed(_)) => {
+                let problem = "it is being started, or was killed before it was";
+                return Err(invalid(id, problem));
+            }
+        };
+        let started = self.start_begun(id, never_started).await;
+        self.notes.end_start(id);
         started
     }
 
-    async fn start_noted(&self, id: &ContainerId) -> Result<Pid> {
+    async fn start_begun(&self, id: &ContainerId, never_started: bool) -> Result<()> {
         // dockerd would start a dead container once more, and is silent about one that runs.
-        let state = self.look_at(id).await?.state;
-        if state != ContainerState::Created {
+        if !never_started && self.look_at(id).await?.state != ContainerState::Created {
             return Err(invalid(id, "it was started before; make a new one"));
         }
         let call = self
@@ -131,9 +134,7 @@ impl Docker {
             .client
             .act(format!("starting container {id}"), call)
             .await;
-        started.map_err(|error| not_started(id, error))?;
-        // One that has ended already has no process any more.
-        Ok(self.look_at(id).await?.pid.unwrap_or_default())
+        started.map_err(|error| not_started(id, error))
     }
 
     /// Level-triggered: dockerd's answer only tells when to look again, also after the daemon was away.
@@ -182,7 +183,7 @@ impl Docker {
             && process.ended().await.is_ok()
             && self.cgroups.oom_killed(cgroup)
         {
-            self.set_note(&info.id, Note::OutOfMemory);
+            self.notes.ran_out_of_memory(&info.id);
         }
     }
 
@@ -198,7 +199,7 @@ impl Docker {
             other => return other,
         }
         if self.look_at(id).await?.state == ContainerState::Created {
-            self.set_note(id, Note::Killed(signal));
+            self.notes.kill_early(id, signal);
         }
         Ok(())
     }
@@ -206,6 +207,10 @@ impl Docker {
     pub(super) async fn remove_container(&self, id: &ContainerId) -> Result<()> {
         if known(id).is_err() {
             return Ok(());
+        }
+        if let Some(made) = self.notes.how_made(id) {
+            self.delete(id).await?;
+            return self.remove_cgroup(id, made.cgroup);
         }
         match self.raw(id).await {
             Ok(raw) => self.remove_raw(id, &raw).await,
@@ -249,7 +254,7 @@ impl Docker {
 
     async fn delete(&self, id: &ContainerId) -> Result<()> {
         self.delete_named(&id.0).await?;
-        self.forget(id);
+        self.notes.forget(id);
         Ok(())
     }
 

@@ -11,12 +11,12 @@ mod exec;
 mod images;
 mod life;
 mod logs;
+mod notes;
 mod program;
 mod status;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -24,12 +24,13 @@ use tokio::sync::mpsc;
 use self::adopt::Adopter;
 use self::connect::Client;
 use self::images::DockerImages;
+use self::notes::Notes;
 use super::{Engine, EngineConfig};
 use crate::image::ImageAdmin;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
-    LogPart, Pid, Result, RuntimeError, RuntimeInfo,
+    LogPart, Result, RuntimeError, RuntimeInfo,
 };
 
 /// The engine's name.
@@ -62,18 +63,6 @@ pub async fn open_images(config: EngineConfig) -> Result<Arc<dyn ImageAdmin>> {
     Ok(Arc::new(DockerImages::new(client)))
 }
 
-/// What happens to a container and dockerd does not keep. It lives no longer than this agent, which is enough: an agent
-/// that finds a container not running removes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Note {
-    /// It is being started.
-    Starting,
-    /// Memory ran out in it.
-    OutOfMemory,
-    /// It was killed by this signal before it was started, so it never will be.
-    Killed(i32),
-}
-
 /// dockerd.
 #[derive(Debug)]
 struct Docker {
@@ -85,7 +74,7 @@ struct Docker {
     /// Folder of our own device nodes.
     devices: PathBuf,
     adopter: Option<Adopter>,
-    notes: Mutex<HashMap<ContainerId, Note>>,
+    notes: Notes,
 }
 
 impl Docker {
@@ -104,30 +93,8 @@ impl Docker {
             client,
             devices: config.run_dir.join("devices"),
             adopter: config.adoption.map(Adopter::new),
-            notes: Mutex::default(),
+            notes: Notes::default(),
         })
-    }
-
-    fn note(&self, id: &ContainerId) -> Option<Note> {
-        self.notes
-            .lock()
-            .expect("no panic while held")
-            .get(id)
-            .copied()
-    }
-
-    /// Notes something where nothing is noted yet.
-    fn set_note(&self, id: &ContainerId, note: Note) -> bool {
-        let mut notes = self.notes.lock().expect("no panic while held");
-        let free = !notes.contains_key(id);
-        if free {
-            notes.insert(id.clone(), note);
-        }
-        free
-    }
-
-    fn forget(&self, id: &ContainerId) {
-        self.notes.lock().expect("no panic while held").remove(id);
     }
 }
 
@@ -170,7 +137,7 @@ impl ContainerRuntime for Docker {
         self.create_container(spec).await
     }
 
-    async fn start(&self, id: &ContainerId) -> Result<Pid> {
+    async fn start(&self, id: &ContainerId) -> Result<()> {
         self.start_container(id).await
     }
 

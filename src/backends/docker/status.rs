@@ -9,7 +9,7 @@ use bollard::models::{
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Docker, LABEL_ATTEMPT, Note, adopt, known, not_found};
+use super::{Docker, LABEL_ATTEMPT, adopt, known, not_found};
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Pid, PortBinding,
     Result, RuntimeError,
@@ -36,20 +36,15 @@ impl Docker {
         if let Some(adopter) = &self.adopter {
             adopter.label(&raw, &mut info);
         }
-        match (info.state, self.note(id)) {
-            (ContainerState::Created, Some(Note::Killed(signal))) => {
-                info.state = ContainerState::Stopped;
-                info.exit = Some(ExitStatus {
-                    code: 128 + signal,
-                    oom_killed: false,
-                });
-            }
-            (_, Some(Note::OutOfMemory)) => {
-                if let Some(exit) = &mut info.exit {
-                    exit.oom_killed = true;
-                }
-            }
-            _ => {}
+        if let (ContainerState::Created, Some(signal)) = (info.state, self.notes.killed_early(id)) {
+            info.state = ContainerState::Stopped;
+            info.exit = Some(ExitStatus {
+                code: 128 + signal,
+                oom_killed: false,
+            });
+        }
+        if let Some(exit) = &mut info.exit {
+            exit.oom_killed |= self.notes.is_out_of_memory(id);
         }
         if self.own_cgroups {
             let parent = raw.host_config.and_then(|host| host.cgroup_parent);

@@ -12,8 +12,8 @@ use super::record::{Folder, Init, Record};
 use super::{Inner, Youki};
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
-    BoxError, ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Pid,
-    Result, RuntimeError,
+    BoxError, ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Result,
+    RuntimeError,
 };
 use crate::sys::pidfd::PidFd;
 
@@ -77,13 +77,13 @@ impl Inner {
         Ok(End::Known(exit))
     }
 
-    pub(super) fn start(&self, id: &ContainerId) -> Result<Pid, BoxError> {
+    pub(super) fn start(&self, id: &ContainerId) -> Result<(), BoxError> {
         let (folder, ..) = self.known(id)?;
         if folder.started() || folder.exit()?.is_some() {
             return Err(RuntimeError::Invalid(format!("container {id} was started before")).into());
         }
         match ask_start(&folder) {
-            Ok(Answer::Pid(pid)) => Ok(pid),
+            Ok(Answer::Pid(_)) => Ok(()),
             Ok(Answer::Invalid(text)) => Err(RuntimeError::Invalid(text).into()),
             Ok(Answer::Failed(text)) => Err(text.into()),
             // Someone else's start came first, and the monitor answers no more.

@@ -31,7 +31,7 @@ use crate::runtime::log::follow_files;
 use crate::runtime::network::{Network, NetworkConfig};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
-    ExitStatus, LogPart, Pid, Result, RuntimeError, RuntimeInfo,
+    ExitStatus, LogPart, Result, RuntimeError, RuntimeInfo,
 };
 use crate::sys::program::ReadOnlyProgram;
 
@@ -184,7 +184,7 @@ impl ContainerRuntime for Youki {
         self.create_container(spec).await
     }
 
-    async fn start(&self, id: &ContainerId) -> Result<Pid> {
+    async fn start(&self, id: &ContainerId) -> Result<()> {
         let id = id.clone();
         self.blocking(format!("starting container {id}"), move |inner| {
             inner.start(&id)

@@ -280,7 +280,7 @@ impl ContainerRuntime for FakeRuntime {
         Ok(spec.id.clone())
     }
 
-    async fn start(&self, id: &ContainerId) -> Result<Pid> {
+    async fn start(&self, id: &ContainerId) -> Result<()> {
         self.injected(Verb::Start).await?;
         let runner = krunner::start(&self.0.script, &self.0.tasks, self.clone(), id.clone());
         let mut state = self.state();
@@ -294,7 +294,7 @@ impl ContainerRuntime for FakeRuntime {
         container.state = ContainerState::Running;
         container.pid = Some(pid);
         container.runner = Some(runner);
-        Ok(pid)
+        Ok(())
     }
 
     async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {

@@ -53,11 +53,11 @@ async fn a_container_is_created_then_runs_then_has_stopped(engine: TestEngine) {
         (created.state, created.exit),
         (ContainerState::Created, None)
     );
-    let pid = engine.runtime.start(&id).await.expect("start");
+    engine.runtime.start(&id).await.expect("start");
     let running = engine.runtime.inspect(&id).await.expect("inspect");
     assert_eq!(
-        (running.state, running.pid, running.exit),
-        (ContainerState::Running, Some(pid), None)
+        (running.state, running.pid.is_some(), running.exit),
+        (ContainerState::Running, true, None)
     );
     engine.runtime.kill(&id, KILL).await.expect("kill");
     let exit = engine.runtime.wait(&id).await.expect("wait");
@@ -154,7 +154,7 @@ async fn unknown_containers_are_not_found(engine: TestEngine) {
     for id in ["0".repeat(64), "../etc".to_owned()].map(ContainerId) {
         let exec = exec_spec(&["true"]);
         let answers = [
-            runtime.start(&id).await.map(drop),
+            runtime.start(&id).await,
             runtime.wait(&id).await.map(drop),
             runtime.kill(&id, KILL).await,
             runtime.inspect(&id).await.map(drop),
@@ -342,9 +342,12 @@ async fn another_agent_may_start_what_was_created(mut engine: TestEngine) {
         .await
         .expect("create");
     engine.reopen().await;
-    let pid = engine.runtime.start(&id).await.expect("start");
+    engine.runtime.start(&id).await.expect("start");
     let info = engine.runtime.inspect(&id).await.expect("inspect");
-    assert_eq!((info.state, info.pid), (ContainerState::Running, Some(pid)));
+    assert_eq!(
+        (info.state, info.pid.is_some()),
+        (ContainerState::Running, true)
+    );
     engine.close().await;
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use backendai_agent::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
-    LogPart, Pid, Result, RuntimeInfo,
+    LogPart, Result, RuntimeInfo,
 };
 use tokio::sync::mpsc;
 
@@ -27,7 +27,7 @@ impl ContainerRuntime for Recorder {
         self.ids.lock().expect("lock").push(id.clone());
         Ok(id)
     }
-    async fn start(&self, id: &ContainerId) -> Result<Pid> {
+    async fn start(&self, id: &ContainerId) -> Result<()> {
         self.engine.start(id).await
     }
     async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
