@@ -1,11 +1,12 @@
 //! Logs that are followed while they are written.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 pub use backendai_monitor::follow::LogPart;
 use backendai_monitor::follow::LogReader;
 use tokio::sync::mpsc;
@@ -17,70 +18,24 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// More than any log is allowed to grow to, less than memory.
 const WHOLE: usize = 256 << 20;
 
-/// [`ContainerRuntime::follow`] by looking at the whole log again and again. Exact while the log is kept whole; once its
-/// beginning goes away, what is new is told from what is known by their overlap, so that a log which repeats itself is
-/// not counted exactly.
-pub(super) async fn poll<R: ContainerRuntime + ?Sized>(
-    runtime: &R,
-    id: &ContainerId,
-    tail: usize,
-    to: mpsc::Sender<LogPart>,
-) -> Result<()> {
-    let mut seen = runtime.logs(id, WHOLE).await?;
-    let before = seen.len().saturating_sub(tail);
-    let mut parts = vec![LogPart::Bytes(seen[before..].to_vec())];
-    let mut end = pin!(runtime.wait(id));
-    let mut ended = false;
-    loop {
-        for part in parts.drain(..) {
-            if to.send(part).await.is_err() {
-                return Ok(());
-            }
-        }
-        if ended {
-            return Ok(());
-        }
-        ended = tokio::select! {
-            end = &mut end => is_over(end)?,
-            () = tokio::time::sleep(PAUSE) => false,
-            () = to.closed() => return Ok(()),
-        };
-        let now = match runtime.logs(id, WHOLE).await {
-            Err(RuntimeError::NotFound(_)) => return Ok(()),
-            other => other?,
-        };
-        let known = overlap(&seen, &now);
-        if known == 0 && !seen.is_empty() {
-            parts.push(LogPart::Gap);
-        }
-        if known < now.len() {
-            parts.push(LogPart::Bytes(now[known..].to_vec()));
-        }
-        seen = now;
-    }
+/// Tells what is new in a log.
+#[async_trait]
+pub trait News: Send {
+    /// What came since the last question. [`RuntimeError::NotFound`] when the log is gone with its container.
+    async fn next(&mut self) -> Result<Vec<LogPart>>;
 }
 
-/// [`ContainerRuntime::follow`] for engines whose log is the files of [`backendai_monitor::log`] in `folder`; exact.
-/// `end` is the container's end, before which all its output must be in the log.
+/// Hands on a log: `first`, then what is new until the container ends or is removed, or `to` is closed. `end` is the
+/// container's end, before which all its output must be in the log.
 ///
 /// # Errors
-/// When the log cannot be read, and what `end` fails with.
-pub async fn follow_files(
-    folder: PathBuf,
-    tail: usize,
+/// What `news` and `end` fail with, other than [`RuntimeError::NotFound`].
+pub async fn hand_on(
+    first: Vec<u8>,
+    mut news: impl News,
     end: impl Future<Output = Result<ExitStatus>>,
     to: mpsc::Sender<LogPart>,
 ) -> Result<()> {
-    let broken = |error: io::Error| RuntimeError::Engine {
-        engine: "log",
-        action: format!("following {}", folder.display()),
-        source: error.into(),
-    };
-    let place = folder.clone();
-    let (reader, first) = blocking(move || LogReader::open(&place, tail))
-        .await
-        .map_err(broken)?;
-    let reader = Arc::new(Mutex::new(reader));
     let mut parts = vec![LogPart::Bytes(first)];
     let mut end = pin!(end);
     let mut ended = false;
@@ -94,34 +49,123 @@ pub async fn follow_files(
             return Ok(());
         }
         ended = tokio::select! {
-            end = &mut end => is_over(end)?,
+            end = &mut end => known(end).map(|_| true)?,
             () = tokio::time::sleep(PAUSE) => false,
             () = to.closed() => return Ok(()),
         };
-        let shared = Arc::clone(&reader);
-        let read = blocking(move || shared.lock().expect("no panic while held").read());
-        parts = read.await.map_err(broken)?;
+        let Some(new) = known(news.next().await)? else {
+            return Ok(());
+        };
+        parts = new;
     }
 }
 
-/// A container that is removed has come to its end too.
-fn is_over(end: Result<ExitStatus>) -> Result<bool> {
-    match end {
-        Ok(_) | Err(RuntimeError::NotFound(_)) => Ok(true),
-        Err(error) => Err(error),
+/// A container that is removed has come to its end, and its log too.
+fn known<T>(answer: Result<T>) -> Result<Option<T>> {
+    match answer {
+        Err(RuntimeError::NotFound(_)) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+/// [`ContainerRuntime::follow`] by looking at the whole log again and again. Exact while the log is kept whole; once its
+/// beginning goes away, what is new is told from what is known by their overlap, so that a log which repeats itself is
+/// not counted exactly.
+pub(super) async fn poll<R: ContainerRuntime + ?Sized>(
+    runtime: &R,
+    id: &ContainerId,
+    tail: usize,
+    to: mpsc::Sender<LogPart>,
+) -> Result<()> {
+    let seen = runtime.logs(id, WHOLE).await?;
+    let first = seen[seen.len().saturating_sub(tail)..].to_vec();
+    let news = Whole { runtime, id, seen };
+    hand_on(first, news, runtime.wait(id), to).await
+}
+
+/// A log of which only the whole can be had.
+struct Whole<'a, R: ?Sized> {
+    runtime: &'a R,
+    id: &'a ContainerId,
+    seen: Vec<u8>,
+}
+
+#[async_trait]
+impl<R: ContainerRuntime + ?Sized> News for Whole<'_, R> {
+    async fn next(&mut self) -> Result<Vec<LogPart>> {
+        let now = self.runtime.logs(self.id, WHOLE).await?;
+        let parts = unseen(&self.seen, &now, <[u8]>::to_vec);
+        self.seen = now;
+        Ok(parts)
+    }
+}
+
+/// [`ContainerRuntime::follow`] for engines whose log is the files of [`backendai_monitor::log`] in `folder`; exact.
+/// `end` is as in [`hand_on`].
+///
+/// # Errors
+/// When the log cannot be read, and what `end` fails with.
+pub async fn follow_files(
+    folder: PathBuf,
+    tail: usize,
+    end: impl Future<Output = Result<ExitStatus>>,
+    to: mpsc::Sender<LogPart>,
+) -> Result<()> {
+    let place = folder.clone();
+    let opened = blocking(&folder, move || LogReader::open(&place, tail)).await;
+    let (reader, first) = opened?;
+    let reader = Arc::new(Mutex::new(reader));
+    hand_on(first, Files { folder, reader }, end, to).await
+}
+
+/// A log in files.
+struct Files {
+    folder: PathBuf,
+    reader: Arc<Mutex<LogReader>>,
+}
+
+#[async_trait]
+impl News for Files {
+    async fn next(&mut self) -> Result<Vec<LogPart>> {
+        let reader = Arc::clone(&self.reader);
+        let read = move || reader.lock().expect("no panic while held").read();
+        blocking(&self.folder, read).await
     }
 }
 
 async fn blocking<T: Send + 'static>(
+    folder: &Path,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(io::Error::other(error)))
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.unwrap_or_else(|error| Err(io::Error::other(error)));
+    done.map_err(|error| RuntimeError::Engine {
+        engine: "log",
+        action: format!("following {}", folder.display()),
+        source: error.into(),
+    })
+}
+
+/// What is in `now` and not in `seen`, which is an earlier look at the same log; a gap where the two have nothing in
+/// common.
+pub fn unseen<T: PartialEq>(
+    seen: &[T],
+    now: &[T],
+    text: impl FnOnce(&[T]) -> Vec<u8>,
+) -> Vec<LogPart> {
+    let known = overlap(seen, now);
+    let mut parts = Vec::new();
+    if known == 0 && !seen.is_empty() {
+        parts.push(LogPart::Gap);
+    }
+    if known < now.len() {
+        parts.push(LogPart::Bytes(text(&now[known..])));
+    }
+    parts
 }
 
 /// How much of `now` was in `seen` already: all of it, or the longest end of `seen` that `now` begins with.
-fn overlap(seen: &[u8], now: &[u8]) -> usize {
+fn overlap<T: PartialEq>(seen: &[T], now: &[T]) -> usize {
     if now.starts_with(seen) {
         return seen.len();
     }
@@ -136,21 +180,67 @@ fn overlap(seen: &[u8], now: &[u8]) -> usize {
         borders[at] = length;
     }
     let mut length = 0;
-    for byte in seen {
+    for item in seen {
         if length == now.len() {
             length = borders.last().copied().unwrap_or(0);
         }
-        while length > 0 && now.get(length) != Some(byte) {
+        while length > 0 && now.get(length) != Some(item) {
             length = borders[length - 1];
         }
-        length += usize::from(now.get(length) == Some(byte));
+        length += usize::from(now.get(length) == Some(item));
     }
     length
+}
+
+/// The last bytes of what comes.
+#[derive(Clone, Debug)]
+pub struct Tail {
+    limit: usize,
+    bytes: Vec<u8>,
+}
+
+impl Tail {
+    /// Keeps so many.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// More comes.
+    pub fn push(&mut self, piece: &[u8]) {
+        self.bytes.extend_from_slice(piece);
+        if self.bytes.len() > self.limit.saturating_mul(2).max(1 << 16) {
+            self.bytes.drain(..self.bytes.len() - self.limit);
+        }
+    }
+
+    /// What was kept.
+    #[must_use]
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        self.bytes
+            .split_off(self.bytes.len().saturating_sub(self.limit))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_what_came_is_kept_however_it_came() {
+        for size in [1, 7, 1000, 200_000] {
+            let text: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+            for limit in [0, 1, 5000, 10_000_000] {
+                let mut tail = Tail::new(limit);
+                text.chunks(size).for_each(|piece| tail.push(piece));
+                let start = text.len().saturating_sub(limit);
+                assert_eq!(tail.into_bytes(), text[start..]);
+            }
+        }
+    }
 
     #[test]
     fn what_is_new_is_told_from_what_is_known() {

@@ -12,15 +12,12 @@ use tokio::time::{sleep, timeout};
 
 use super::connect::status;
 use super::{Docker, ENGINE, invalid, known, not_found};
+use crate::runtime::output::{self, Output};
 use crate::runtime::{ContainerId, ExecOutput, ExecSpec, Pid, Result, RuntimeError};
 use crate::sys::pidfd::PidFd;
 
-/// Most of each stream that is kept, bytes.
-const MOST: usize = 16 << 20;
 /// How often a silent program is looked at: what it leaves running holds its output open.
 const GLANCE: Duration = Duration::from_millis(100);
-/// How long the rest of the output of a program that has ended may take.
-const REST: Duration = Duration::from_millis(50);
 
 impl Docker {
     pub(super) async fn run_in(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
@@ -34,12 +31,7 @@ impl Docker {
             Ok(done) => done,
             Err(_) => {
                 self.end(&exec, &action).await?;
-                Err(RuntimeError::Engine {
-                    engine: ENGINE,
-                    action,
-                    source: format!("it ran longer than {:?} and was killed", spec.time_limit)
-                        .into(),
-                })
+                Err(output::too_long(ENGINE, action, spec))
             }
         }
     }
@@ -82,17 +74,16 @@ impl Docker {
             .client
             .ask(action, self.client.api.start_exec(exec, Some(options)))
             .await?;
-        let StartExecResults::Attached { mut output, .. } = started else {
+        let StartExecResults::Attached {
+            output: mut pieces, ..
+        } = started
+        else {
             return Err(self.client.failed(action, Error::RequestTimeoutError));
         };
-        let mut kept = ExecOutput {
-            code: 0,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-        };
+        let mut kept = Streams::default();
         let ended = loop {
             tokio::select! {
-                more = take(&mut output, &mut kept) => match more {
+                more = take(&mut pieces, &mut kept) => match more {
                     Ok(true) => {}
                     Ok(false) => break self.look_at_exec(exec, action).await?,
                     Err(error) => return Err(self.client.failed(action, error)),
@@ -100,8 +91,8 @@ impl Docker {
                 () = sleep(GLANCE) => {
                     let seen = self.look_at_exec(exec, action).await?;
                     if seen.running == Some(false) {
-                        let rest = async { while let Ok(true) = take(&mut output, &mut kept).await {} };
-                        let _ = timeout(REST, rest).await;
+                        let rest = async { while let Ok(true) = take(&mut pieces, &mut kept).await {} };
+                        let _ = timeout(output::REST, rest).await;
                         break seen;
                     }
                 }
@@ -109,14 +100,16 @@ impl Docker {
         };
         // One that was never a process: dockerd tells why in place of its output.
         if ended.pid.unwrap_or_default() == 0 && matches!(ended.exit_code, Some(126 | 127)) {
-            let why = String::from_utf8_lossy(&kept.stdout);
+            let why = kept.stdout.into_bytes();
+            let why = String::from_utf8_lossy(&why);
             return Err(RuntimeError::Invalid(format!("{action}: {}", why.trim())));
         }
-        kept.code = ended
-            .exit_code
-            .and_then(|code| i32::try_from(code).ok())
-            .unwrap_or(-1);
-        Ok(kept)
+        let code = ended.exit_code.and_then(|code| i32::try_from(code).ok());
+        Ok(ExecOutput {
+            code: code.unwrap_or(-1),
+            stdout: kept.stdout.into_bytes(),
+            stderr: kept.stderr.into_bytes(),
+        })
     }
 
     async fn look_at_exec(&self, exec: &str, action: &str) -> Result<ExecInspectResponse> {
@@ -144,19 +137,24 @@ impl Docker {
     }
 }
 
+/// What is kept of both streams.
+#[derive(Default)]
+struct Streams {
+    stdout: Output,
+    stderr: Output,
+}
+
 /// Keeps the next piece of output; `false` when there is no more.
 async fn take(
     output: &mut (impl Stream<Item = Result<LogOutput, Error>> + Unpin),
-    kept: &mut ExecOutput,
+    kept: &mut Streams,
 ) -> Result<bool, Error> {
     let Some(piece) = output.next().await.transpose()? else {
         return Ok(false);
     };
-    let (kept, piece) = match piece {
-        LogOutput::StdErr { message } => (&mut kept.stderr, message),
-        other => (&mut kept.stdout, other.into_bytes()),
-    };
-    let room = MOST.saturating_sub(kept.len()).min(piece.len());
-    kept.extend_from_slice(&piece[..room]);
+    match piece {
+        LogOutput::StdErr { message } => kept.stderr.add(&message),
+        other => kept.stdout.add(&other.into_bytes()),
+    }
     Ok(true)
 }

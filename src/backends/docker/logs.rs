@@ -1,8 +1,6 @@
 //! The log that dockerd keeps.
 
-use std::pin::pin;
-use std::time::Duration;
-
+use async_trait::async_trait;
 use bollard::container::LogOutput;
 use bollard::errors::Error;
 use bollard::query_parameters::LogsOptionsBuilder;
@@ -10,10 +8,8 @@ use futures_util::TryStreamExt as _;
 use tokio::sync::mpsc;
 
 use super::{Docker, connect, known, not_found};
+use crate::runtime::log::{self, News, Tail};
 use crate::runtime::{ContainerId, LogPart, Result, RuntimeError};
-
-/// How long after a look at a log the next one is taken.
-const PAUSE: Duration = Duration::from_millis(200);
 
 impl Docker {
     pub(super) async fn read_log(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
@@ -30,7 +26,7 @@ impl Docker {
             while let Some(piece) = pieces.try_next().await? {
                 tail.push(&bytes_of(piece));
             }
-            Ok::<_, Error>(tail.bytes())
+            Ok::<_, Error>(tail.into_bytes())
         };
         let read = self
             .client
@@ -47,36 +43,15 @@ impl Docker {
         to: mpsc::Sender<LogPart>,
     ) -> Result<()> {
         known(id)?;
-        let mut seen = self.entries(id, 0).await.map_err(not_found(id))?;
+        let seen = self.entries(id, 0).await.map_err(not_found(id))?;
         let mut first = Tail::new(tail);
         seen.iter().for_each(|entry| first.push(&entry.bytes));
-        let mut parts = vec![LogPart::Bytes(first.bytes())];
-        let mut end = pin!(self.wait_for_end(id));
-        let mut ended = false;
-        loop {
-            for part in parts.drain(..) {
-                if to.send(part).await.is_err() {
-                    return Ok(());
-                }
-            }
-            if ended {
-                return Ok(());
-            }
-            ended = tokio::select! {
-                end = &mut end => end.map(|_| true).or_else(|error| gone(id, error))?,
-                () = tokio::time::sleep(PAUSE) => false,
-                () = to.closed() => return Ok(()),
-            };
-            let since = keep_last_seconds(&mut seen);
-            let now = match self.entries(id, since).await {
-                Err(error) => return gone(id, error).map(drop),
-                Ok(now) => now,
-            };
-            parts.extend(news(&seen, &now));
-            if !now.is_empty() {
-                seen = now;
-            }
-        }
+        let news = LastSeconds {
+            docker: self,
+            id,
+            seen,
+        };
+        log::hand_on(first.into_bytes(), news, self.wait_for_end(id), to).await
     }
 
     /// Each write of the container since a second, as dockerd keeps it.
@@ -97,12 +72,32 @@ impl Docker {
     }
 }
 
-/// The log of a container that is gone, or going (409), has come to its end.
-fn gone(id: &ContainerId, error: RuntimeError) -> Result<bool> {
-    match not_found(id)(error) {
-        RuntimeError::NotFound(_) => Ok(true),
-        error if connect::status(&error) == Some(409) => Ok(true),
-        error => Err(error),
+/// A log that is looked at again and again.
+struct LastSeconds<'a> {
+    docker: &'a Docker,
+    id: &'a ContainerId,
+    /// The writes of the last seconds at least.
+    seen: Vec<Entry>,
+}
+
+#[async_trait]
+impl News for LastSeconds<'_> {
+    async fn next(&mut self) -> Result<Vec<LogPart>> {
+        let since = keep_last_seconds(&mut self.seen);
+        let now = match self.docker.entries(self.id, since).await {
+            // It is being removed.
+            Err(error) if connect::status(&error) == Some(409) => {
+                return Err(RuntimeError::NotFound(self.id.clone()));
+            }
+            now => now.map_err(not_found(self.id))?,
+        };
+        // Nothing since the last write of a log that was rotated away meanwhile.
+        if now.is_empty() {
+            return Ok(Vec::new());
+        }
+        let parts = log::unseen(&self.seen, &now, text);
+        self.seen = now;
+        Ok(parts)
     }
 }
 
@@ -114,22 +109,8 @@ fn keep_last_seconds(seen: &mut Vec<Entry>) -> i32 {
     since
 }
 
-/// What is in `now` and not in `seen`. Both begin at the same second, and dockerd keeps the order of writes.
-fn news(seen: &[Entry], now: &[Entry]) -> Vec<LogPart> {
-    let mut ends = (0..=seen.len()).map(|start| &seen[start..]);
-    let known = ends.find(|end| now.starts_with(end)).map_or(0, <[_]>::len);
-    let new: Vec<u8> = now[known..]
-        .iter()
-        .flat_map(|it| it.bytes.clone())
-        .collect();
-    let mut parts = Vec::new();
-    if known == 0 && !seen.is_empty() && !now.is_empty() {
-        parts.push(LogPart::Gap);
-    }
-    if !new.is_empty() {
-        parts.push(LogPart::Bytes(new));
-    }
-    parts
+fn text(entries: &[Entry]) -> Vec<u8> {
+    entries.iter().flat_map(|it| it.bytes.clone()).collect()
 }
 
 /// A piece's bytes. Containers of the Python agent have a terminal, which puts a carriage return before each line end.
@@ -178,33 +159,6 @@ impl Entry {
     }
 }
 
-/// The last bytes of what is pushed.
-struct Tail {
-    limit: usize,
-    bytes: Vec<u8>,
-}
-
-impl Tail {
-    fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            bytes: Vec::new(),
-        }
-    }
-
-    fn push(&mut self, piece: &[u8]) {
-        self.bytes.extend_from_slice(piece);
-        if self.bytes.len() > self.limit.saturating_mul(2).max(1 << 16) {
-            self.bytes.drain(..self.bytes.len() - self.limit);
-        }
-    }
-
-    fn bytes(mut self) -> Vec<u8> {
-        self.bytes
-            .split_off(self.bytes.len().saturating_sub(self.limit))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +189,7 @@ mod tests {
             |second: u32| Entry::read(format!("2026-11-26T11:00:{second:02}.0Z x").as_bytes());
         let all: Vec<Entry> = (0..10).map(entry).collect();
         let new = |from: usize| LogPart::Bytes(b"x".repeat(10 - from));
+        let news = |seen: &[Entry], now: &[Entry]| log::unseen(seen, now, text);
         assert_eq!(news(&all[..4], &all), [new(4)]);
         assert_eq!(news(&all, &all), []);
         // The oldest were rotated away meanwhile.
@@ -245,18 +200,5 @@ mod tests {
         assert_eq!(keep_last_seconds(&mut seen), 1_795_690_808);
         assert_eq!(seen.len(), 2);
         assert_eq!(keep_last_seconds(&mut Vec::new()), 0);
-    }
-
-    #[test]
-    fn the_end_of_what_came_is_kept_however_it_came() {
-        for size in [1, 7, 1000, 200_000] {
-            let text: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
-            for limit in [0, 1, 5000, 10_000_000] {
-                let mut tail = Tail::new(limit);
-                text.chunks(size).for_each(|piece| tail.push(piece));
-                let start = text.len().saturating_sub(limit);
-                assert_eq!(tail.bytes(), text[start..]);
-            }
-        }
     }
 }
