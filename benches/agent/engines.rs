@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,13 +12,14 @@ use serde_json::{Value, json};
 
 use super::daemons::{Kind, OwnDaemon};
 use super::node::{IMAGE, Node};
+use super::peers::at_once;
 use super::report::{Report, Series};
 use super::{ROUNDS, rpc};
 
 /// Kernels that are created at once.
-const AT_ONCE: usize = 20;
+pub const AT_ONCE: usize = 20;
 /// How often.
-const TIMES: usize = 3;
+pub const TIMES: usize = 3;
 /// Ports of a kernel of the image: the runner's two and those of its services.
 const PORTS: u16 = 5;
 
@@ -76,7 +78,10 @@ pub async fn measure(engine: Engine, image: &Path, report: &mut Report) -> Resul
         destroy.push_ms(begin.elapsed());
         peer.round(&mut create, &mut destroy)?;
     }
-    let many = at_once(&node, engine.name, &create).await?;
+    let mut many = many(&node, engine.name, &create).await?;
+    for _ in 0..TIMES {
+        peer.at_once(&mut many)?;
+    }
     for series in [create, output, destroy, many] {
         report.add(series);
     }
@@ -84,7 +89,7 @@ pub async fn measure(engine: Engine, image: &Path, report: &mut Report) -> Resul
 }
 
 /// Creations of twenty kernels at once, beside those of single ones.
-pub async fn at_once(node: &Node, engine: &str, single: &Series) -> Result<Series> {
+pub async fn many(node: &Node, engine: &str, single: &Series) -> Result<Series> {
     let mut series = Series::ms(format!("create_20.{engine}"));
     series.set_peer("single", single);
     for time in 0..TIMES {
@@ -123,7 +128,7 @@ impl Peer {
             return Ok(Self::Docker(socket));
         }
         let peer = Self::Ctr(socket.clone());
-        match import(&socket, image).and_then(|()| ctr_run(&socket)) {
+        match import(&socket, image).and_then(|()| ctr_run(&socket, 0)) {
             Ok(()) => Ok(peer),
             Err(error) => {
                 eprintln!("peer ctr is left out: {error:#}");
@@ -136,32 +141,58 @@ impl Peer {
         match self {
             Self::Docker(socket) => {
                 let begin = Instant::now();
-                let made = api(socket, "POST", "/containers/create", Some(&container()))?;
-                let id = made["Id"].as_str().context("docker gives an id")?;
-                api(socket, "POST", &format!("/containers/{id}/start"), None)?;
+                let id = docker_run(socket, 0)?;
                 create.push_peer("docker", begin.elapsed());
                 let begin = Instant::now();
-                api(
-                    socket,
-                    "DELETE",
-                    &format!("/containers/{id}?force=true"),
-                    None,
-                )?;
+                docker_remove(socket, &id)?;
                 destroy.push_peer("docker", begin.elapsed());
             }
             Self::Ctr(socket) => {
                 let begin = Instant::now();
-                ctr_run(socket)?;
+                ctr_run(socket, 0)?;
                 create.push_peer("ctr", begin.elapsed());
             }
             Self::Absent => {}
         }
         Ok(())
     }
+
+    /// As many containers at once as kernels are asked for.
+    fn at_once(&self, series: &mut Series) -> Result<()> {
+        match self {
+            Self::Docker(socket) => {
+                let ids = Mutex::new(Vec::new());
+                let times = at_once(|n| {
+                    let id = docker_run(socket, n)?;
+                    ids.lock().expect("no panic while held").push(id);
+                    Ok(())
+                })?;
+                series.push_peers("docker", times);
+                for id in ids.into_inner().expect("no panic while held") {
+                    docker_remove(socket, &id)?;
+                }
+            }
+            Self::Ctr(socket) => series.push_peers("ctr", at_once(|n| ctr_run(socket, n))?),
+            Self::Absent => {}
+        }
+        Ok(())
+    }
+}
+
+fn docker_run(socket: &Path, n: usize) -> Result<String> {
+    let made = api(socket, "POST", "/containers/create", Some(&container(n)))?;
+    let id = made["Id"].as_str().context("docker gives an id")?;
+    api(socket, "POST", &format!("/containers/{id}/start"), None)?;
+    Ok(id.to_owned())
+}
+
+fn docker_remove(socket: &Path, id: &str) -> Result<()> {
+    let path = format!("/containers/{id}?force=true");
+    api(socket, "DELETE", &path, None).map(drop)
 }
 
 /// A container with as many ports as a kernel has.
-fn container() -> Value {
+fn container(n: usize) -> Value {
     let ports: Vec<u16> = (0..PORTS).map(|i| 2000 + i).collect();
     let all = |value: &dyn Fn(u16) -> Value| -> Value {
         let entries = ports
@@ -169,13 +200,14 @@ fn container() -> Value {
             .map(|port| (format!("{port}/tcp"), value(*port)));
         Value::Object(entries.collect())
     };
+    let host = |port: u16| usize::from(port) + 20_000 + n * usize::from(PORTS);
     json!({
         "Image": IMAGE,
         "Entrypoint": ["sleep", "1000"],
         "ExposedPorts": all(&|_| json!({})),
         "HostConfig": {
             "Init": true,
-            "PortBindings": all(&|port| json!([{"HostPort": (port + 20_000).to_string()}])),
+            "PortBindings": all(&|port| json!([{"HostPort": host(port).to_string()}])),
         },
     })
 }
@@ -236,12 +268,9 @@ fn architecture() -> &'static str {
     }
 }
 
-fn ctr_run(socket: &Path) -> Result<()> {
-    let image = "docker.io/bench/peer:latest";
-    ctr(
-        socket,
-        &["run", "--rm", "--cni", image, "bench-peer", "true"],
-    )
+fn ctr_run(socket: &Path, n: usize) -> Result<()> {
+    let (image, name) = ("docker.io/bench/peer:latest", format!("bench-peer-{n}"));
+    ctr(socket, &["run", "--rm", "--cni", image, &name, "true"])
 }
 
 fn ctr(socket: &Path, args: &[&str]) -> Result<()> {

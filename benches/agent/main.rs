@@ -126,7 +126,10 @@ async fn starts(node: &Node, report: &mut Report) -> Result<()> {
         destroy.push_ms(begin.elapsed());
         peers.round(&mut create)?;
     }
-    let many = engines::at_once(node, "youki", &create).await?;
+    let mut many = engines::many(node, "youki", &create).await?;
+    for _ in 0..engines::TIMES {
+        peers.at_once(&mut many)?;
+    }
     report.add(create);
     report.add(output);
     report.add(destroy);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::container::builder::ContainerBuilder;
@@ -10,6 +10,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::wait::{WaitStatus, waitpid};
 use serde_json::{Value, json};
 
+use super::engines::AT_ONCE;
 use super::report::Series;
 
 /// First argument of the helper process.
@@ -61,7 +62,7 @@ impl Peers {
             programs: Vec::new(),
         };
         for program in ["libcontainer", "crun", "runc", "youki"] {
-            match peers.once(program) {
+            match peers.once(program, 0) {
                 Ok(()) => peers.programs.push(program),
                 Err(error) => eprintln!("peer {program} is left out: {error:#}"),
             }
@@ -73,16 +74,28 @@ impl Peers {
     pub fn round(&self, series: &mut Series) -> Result<()> {
         for program in &self.programs {
             let begin = Instant::now();
-            self.once(program)?;
+            self.once(program, 0)?;
             series.push_peer(program, begin.elapsed());
         }
         Ok(())
     }
 
-    fn once(&self, program: &str) -> Result<()> {
+    /// As many containers of each peer at once as kernels are asked for.
+    pub fn at_once(&self, series: &mut Series) -> Result<()> {
+        for program in &self.programs {
+            series.push_peers(program, at_once(|n| self.once(program, n))?);
+        }
+        Ok(())
+    }
+
+    fn once(&self, program: &str, n: usize) -> Result<()> {
+        let id = format!("bench-peer-{n}");
         let mut command = if program == "libcontainer" {
             let mut command = Command::new("/proc/self/exe");
-            command.arg(HELPER).arg(&self.state).arg(&self.bundle);
+            command
+                .args([HELPER, &id])
+                .arg(&self.state)
+                .arg(&self.bundle);
             command
         } else {
             let mut command = Command::new(program);
@@ -91,7 +104,7 @@ impl Peers {
                 .arg(&self.state)
                 .args(["run", "--bundle"])
                 .arg(&self.bundle)
-                .arg("bench-peer");
+                .arg(&id);
             command
         };
         ensure!(quiet(&mut command)?, "{program} failed");
@@ -101,8 +114,8 @@ impl Peers {
 
 /// The helper process: one container by libcontainer, from create to delete.
 pub fn helper_main(args: &[String]) -> Result<()> {
-    let [state, bundle] = args else {
-        bail!("usage: {HELPER} STATE BUNDLE")
+    let [id, state, bundle] = args else {
+        bail!("usage: {HELPER} ID STATE BUNDLE")
     };
     let null = || {
         std::fs::OpenOptions::new()
@@ -110,7 +123,7 @@ pub fn helper_main(args: &[String]) -> Result<()> {
             .write(true)
             .open("/dev/null")
     };
-    let mut container = ContainerBuilder::new("bench-helper".to_owned(), SyscallType::Linux)
+    let mut container = ContainerBuilder::new(id.clone(), SyscallType::Linux)
         .with_root_path(state)?
         .validate_id()?
         .with_stdin(null()?)
@@ -126,6 +139,24 @@ pub fn helper_main(args: &[String]) -> Result<()> {
     ensure!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
     container.delete(true)?;
     Ok(())
+}
+
+/// Does the same [`AT_ONCE`] times at once; gives the time that each took.
+pub fn at_once(work: impl Fn(usize) -> Result<()> + Sync) -> Result<Vec<Duration>> {
+    let timed = |n| {
+        let begin = Instant::now();
+        work(n).map(|()| begin.elapsed())
+    };
+    let timed = &timed;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE)
+            .map(|n| scope.spawn(move || timed(n)))
+            .collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended
+            .map(|ended| ended.unwrap_or_else(|_| bail!("a peer's thread panicked")))
+            .collect()
+    })
 }
 
 fn quiet(command: &mut Command) -> Result<bool> {

@@ -58,6 +58,12 @@ impl Series {
             .or_default()
             .push(time.as_secs_f64() * 1e3);
     }
+
+    pub fn push_peers(&mut self, peer: &'static str, times: Vec<Duration>) {
+        for time in times {
+            self.push_peer(peer, time);
+        }
+    }
 }
 
 /// All figures of one run.
@@ -82,14 +88,17 @@ impl Report {
     /// Writes the file and prints the table.
     pub fn write(&self) -> Result<()> {
         let mut table = Table::new();
-        table.set_header(["name", "unit", "n", "p50", "p95", "max", "peers (p50)"]);
+        table.set_header(["name", "unit", "n", "p50", "p95", "max", "peers (p50/p95)"]);
         let mut results = Vec::new();
         for series in &self.0 {
             let numbers = [50, 95, 100].map(|p| percentile(&series.values, p));
             let peers: Vec<String> = series
                 .peers
                 .iter()
-                .map(|(name, values)| format!("{name} {:.1}", percentile(values, 50)))
+                .map(|(name, values)| {
+                    let [p50, p95] = [50, 95].map(|p| percentile(values, p));
+                    format!("{name} {p50:.1}/{p95:.1}")
+                })
                 .collect();
             let mut row = vec![
                 series.name.clone(),

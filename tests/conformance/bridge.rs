@@ -26,3 +26,28 @@ async fn rules_that_were_flushed_are_back_after_the_next_list() {
     assert_eq!(greeting(Ipv4Addr::LOCALHOST, port).await, "hello\n");
     engine.close().await;
 }
+
+#[test]
+fn creates_that_take_every_thread_for_blocking_calls_do_not_wait_for_one_another() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build();
+    runtime.expect("a runtime").block_on(async {
+        let engine = TestEngine::youki().await;
+        let specs: Vec<_> = (0..3)
+            .map(|_| bridged(&engine, "sleep 1000", free_port()))
+            .collect();
+        let creates = specs.iter().map(|spec| engine.runtime.create(spec));
+        let limit = std::time::Duration::from_secs(60);
+        let made = tokio::time::timeout(limit, futures_util::future::join_all(creates)).await;
+        for id in made.expect("no create waits for ever") {
+            engine
+                .runtime
+                .remove(&id.expect("made"))
+                .await
+                .expect("removed");
+        }
+        engine.close().await;
+    });
+}

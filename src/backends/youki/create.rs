@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread;
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::process::Command;
@@ -18,7 +19,9 @@ use crate::runtime::check;
 use crate::runtime::names;
 use crate::runtime::network::{Attachment, NetworkError};
 use crate::runtime::oci::{self, Placement};
-use crate::runtime::{BoxError, ContainerId, ContainerSpec, NetworkMode, Result, RuntimeError};
+use crate::runtime::{
+    BoxError, ContainerId, ContainerSpec, Limits, NetworkMode, Result, RuntimeError,
+};
 
 impl Youki {
     pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId> {
@@ -130,11 +133,16 @@ impl Inner {
         // First of all: whoever finds it can undo what follows.
         folder.write("record.json", &record, false)?;
         drop(claiming);
-        let attachment = if bridged {
-            Some(self.attach(spec)?)
-        } else {
-            None
-        };
+        // Both wait for Linux more than they work.
+        let (attachment, limited) = thread::scope(|scope| {
+            let limited = scope.spawn(|| limited(&cgroup, spec.limits.clone()));
+            let attachment = bridged.then(|| self.attach(spec)).transpose();
+            (
+                attachment,
+                limited.join().expect("making cgroups does not panic"),
+            )
+        });
+        let (attachment, (hierarchies, limits)) = (attachment?, limited?);
         record.address = attachment.as_ref().map(|it| it.address);
         record.files = names::files(spec, record.address);
         folder.write("record.json", &record, false)?;
@@ -142,10 +150,8 @@ impl Inner {
             fs::create_dir_all(state.join(part))
                 .map_err(|error| format!("{}: {error}", state.display()))?;
         }
-        let hierarchies = Hierarchies::read()?;
-        hierarchies.create(&cgroup)?;
         let mut spec = spec.clone();
-        hierarchies.limit(&cgroup, &mut spec.limits)?;
+        spec.limits = limits;
         let place = Placement {
             rootfs: PathBuf::from("rootfs"),
             netns: attachment.map(|it| it.netns),
@@ -162,9 +168,7 @@ impl Inner {
 
     /// Connects a container; runs to its end, as all of `create` does.
     fn attach(&self, spec: &ContainerSpec) -> Result<Attachment, BoxError> {
-        let attached = self
-            .tokio
-            .block_on(self.network.attach(&spec.id.0, &spec.ports));
+        let attached = self.network.attach_blocking(&spec.id.0, &spec.ports);
         attached.map_err(|error| match error {
             NetworkError::PortTaken { .. } => {
                 RuntimeError::Invalid(format!("container {}: {error}", spec.id)).into()
@@ -199,6 +203,14 @@ impl Inner {
             Err(_) => Err("the monitor died before it had made the container".into()),
         }
     }
+}
+
+/// Makes a container's cgroups with its limits; gives those that are left to the OCI spec.
+fn limited(cgroup: &Path, mut limits: Limits) -> Result<(Hierarchies, Limits), BoxError> {
+    let hierarchies = Hierarchies::read()?;
+    hierarchies.create(cgroup)?;
+    hierarchies.limit(cgroup, &mut limits)?;
+    Ok((hierarchies, limits))
 }
 
 fn open_files() -> u64 {

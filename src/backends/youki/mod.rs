@@ -21,7 +21,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use self::record::Folder;
@@ -81,8 +80,6 @@ struct Inner {
     /// The program that monitors become.
     watcher: File,
     network: Network,
-    /// Where `create` and `remove`, which run on threads of their own, wait for the network.
-    tokio: Handle,
 }
 
 impl Youki {
@@ -112,7 +109,6 @@ impl Youki {
             program,
             watcher,
             network,
-            tokio: Handle::current(),
         }));
         this.blocking("opening the engine", |inner| inner.open_folders())
             .await?;

@@ -3,6 +3,7 @@
 use std::fs::{self, DirEntry, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -75,11 +76,21 @@ impl Inner {
     pub(super) fn take_apart(&self, id: &ContainerId, folder: &Folder) -> Result<(), BoxError> {
         Self::end_processes(folder)?;
         let record = folder.record()?;
-        if let Some(record) = &record {
-            if record.attached {
-                self.tokio.block_on(self.network.detach(&id.0))?;
-            }
-            Hierarchies::read()?.remove(&record.cgroup)?;
+        if let Some(record) = record {
+            // Both wait for Linux more than they work.
+            let removed = thread::scope(|scope| {
+                let cgroups = scope.spawn(|| Hierarchies::read()?.remove(&record.cgroup));
+                let detached = match record.attached {
+                    true => self.network.detach_blocking(&id.0),
+                    false => Ok(()),
+                };
+                (
+                    detached,
+                    cgroups.join().expect("removing cgroups does not panic"),
+                )
+            });
+            removed.0?;
+            removed.1?;
         }
         remove_folder(&self.states().join(&id.0))?;
         Ok(remove_folder(folder.path())?)

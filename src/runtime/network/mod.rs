@@ -149,11 +149,21 @@ impl Network {
         id: &str,
         ports: &[PortBinding],
     ) -> Result<Attachment, NetworkError> {
-        let (id, ports) = (
-            id.to_owned(),
-            ports.iter().map(|p| (p.host, p.container)).collect(),
-        );
-        self.blocking(move |shared| shared.attach(&id, ports)).await
+        let (network, id, ports) = (self.clone(), id.to_owned(), ports.to_vec());
+        blocking(move || network.attach_blocking(&id, &ports)).await
+    }
+
+    /// [`Self::attach`] for those who may block and must not wait for a place among those who do.
+    ///
+    /// # Errors
+    /// Those of [`Self::attach`].
+    pub fn attach_blocking(
+        &self,
+        id: &str,
+        ports: &[PortBinding],
+    ) -> Result<Attachment, NetworkError> {
+        let ports = ports.iter().map(|p| (p.host, p.container)).collect();
+        self.0.attach(id, ports)
     }
 
     /// Takes a container's connection away, and the bridge and the table with the last one. Absent is done.
@@ -161,8 +171,16 @@ impl Network {
     /// # Errors
     /// Everything that went wrong; every step is tried nevertheless.
     pub async fn detach(&self, id: &str) -> Result<(), NetworkError> {
-        let id = id.to_owned();
-        self.blocking(move |shared| shared.detach(&id)).await
+        let (network, id) = (self.clone(), id.to_owned());
+        blocking(move || network.detach_blocking(&id)).await
+    }
+
+    /// [`Self::detach`] for those who may block and must not wait for a place among those who do.
+    ///
+    /// # Errors
+    /// Those of [`Self::detach`].
+    pub fn detach_blocking(&self, id: &str) -> Result<(), NetworkError> {
+        self.0.detach(id)
     }
 
     /// Puts back the bridge's settings and the rules that others took away, and adds the rule that a dockerd started
@@ -171,7 +189,8 @@ impl Network {
     /// # Errors
     /// What Linux or `nft` refused.
     pub async fn ensure(&self) -> Result<(), NetworkError> {
-        self.blocking(Shared::ensure).await
+        let network = self.clone();
+        blocking(move || network.0.ensure()).await
     }
 
     /// Takes every connection away, and the bridge and the table even when no record tells of them.
@@ -179,7 +198,8 @@ impl Network {
     /// # Errors
     /// Everything that went wrong; every step is tried nevertheless.
     pub async fn teardown(&self) -> Result<(), NetworkError> {
-        self.blocking(Shared::teardown).await
+        let network = self.clone();
+        blocking(move || network.0.teardown()).await
     }
 
     /// Every connection, by container.
@@ -187,22 +207,21 @@ impl Network {
     /// # Errors
     /// When the records cannot be read.
     pub async fn attachments(&self) -> Result<Vec<(String, Attachment)>, NetworkError> {
-        self.blocking(|shared| {
-            let all = shared.store.lock()?.all()?.into_iter();
+        let network = self.clone();
+        blocking(move || {
+            let all = network.0.store.lock()?.all()?.into_iter();
             Ok(all.map(|(id, record)| (id, record.attachment)).collect())
         })
         .await
     }
+}
 
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Shared) -> Result<T, NetworkError> + Send + 'static,
-    ) -> Result<T, NetworkError> {
-        let shared = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || work(&shared))
-            .await
-            .expect("network work does not panic and is not aborted")
-    }
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .expect("network work does not panic and is not aborted")
 }
 
 /// Has the rules of port forwarding checked by Linux, by this `nft`, without applying them.
