@@ -65,7 +65,8 @@ impl Machine {
             runtime: runtime.clone(),
             images: runtime.clone(),
             connect: runtime,
-            krunner: std::path::PathBuf::from("/nowhere").into(),
+            // Any folder that is there: nothing runs from it.
+            krunner: std::env::temp_dir().into(),
             folder: self.folder.path().join("run"),
             listens: false,
         }

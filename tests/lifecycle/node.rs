@@ -202,7 +202,8 @@ async fn start(
         plan: PlanSettings {
             agent_id: "i-test".to_owned(),
             kernel_uid: 1000,
-            krunner: PathBuf::from("/nowhere/krunner").into(),
+            // Any folder that is there: nothing runs from it.
+            krunner: std::env::temp_dir().into(),
             agent_socket: None,
             vfolder_base: "/mnt".into(),
             vfolder_prefix: String::new(),

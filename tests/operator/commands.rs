@@ -100,7 +100,8 @@ impl Node {
             limits: Limits::default(),
             network: NetworkMode::Bridge,
             ports: vec![PortBinding {
-                host: 30000,
+                // No two containers have the same port.
+                host: 30_000 + u16::from(id as u8 - b'a'),
                 container: 2000,
             }],
             labels: labels.into(),

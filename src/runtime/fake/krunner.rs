@@ -5,12 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use zmtp::Message;
 
-use super::FakeRuntime;
-use crate::runtime::ContainerId;
+use super::{Call, FakeRuntime, Program, Programs};
+use crate::runtime::{ContainerId, ContainerSpec, ExecOutput, Result};
 
 /// Makes the program of a container that is being started.
 pub type RunnerScript =
@@ -60,39 +61,69 @@ pub struct RunnerEnd {
     pub records: Arc<Mutex<mpsc::Receiver<Message>>>,
 }
 
-/// A program that runs; dropping it ends the program.
-#[derive(Debug)]
-pub(super) struct Running {
+/// Programs that are one script.
+pub(super) struct Scripted {
+    script: RunnerScript,
+    tasks: TaskTracker,
+}
+
+impl Scripted {
+    pub(super) fn new(script: RunnerScript) -> Self {
+        Self {
+            script,
+            tasks: TaskTracker::new(),
+        }
+    }
+}
+
+#[async_trait]
+impl Programs for Scripted {
+    async fn start(
+        &self,
+        engine: &FakeRuntime,
+        container: &ContainerSpec,
+        _call: Call,
+    ) -> Result<Arc<dyn Program>> {
+        let (ops, ops_receiver) = mpsc::channel(1024);
+        let (records_sender, records) = mpsc::channel(64);
+        let side = RunnerSide {
+            ops: ops_receiver,
+            records: records_sender,
+            runtime: engine.clone(),
+            id: container.id.clone(),
+        };
+        Ok(Arc::new(Running {
+            end: RunnerEnd {
+                ops,
+                records: Arc::new(Mutex::new(records)),
+            },
+            _task: AbortOnDropHandle::new(self.tasks.spawn((self.script)(side))),
+        }))
+    }
+}
+
+/// A script that runs; every signal ends it, and what is run beside it prints its own command line.
+struct Running {
     end: RunnerEnd,
     _task: AbortOnDropHandle<()>,
 }
 
-impl Running {
-    pub(super) fn end(&self) -> RunnerEnd {
-        self.end.clone()
+#[async_trait]
+impl Program for Running {
+    fn runner(&self) -> Option<RunnerEnd> {
+        Some(self.end.clone())
     }
-}
 
-pub(super) fn start(
-    script: &RunnerScript,
-    tasks: &TaskTracker,
-    runtime: FakeRuntime,
-    id: ContainerId,
-) -> Running {
-    let (ops, ops_receiver) = mpsc::channel(1024);
-    let (records_sender, records) = mpsc::channel(64);
-    let side = RunnerSide {
-        ops: ops_receiver,
-        records: records_sender,
-        runtime,
-        id,
-    };
-    Running {
-        end: RunnerEnd {
-            ops,
-            records: Arc::new(Mutex::new(records)),
-        },
-        _task: AbortOnDropHandle::new(tasks.spawn(script(side))),
+    fn signal(&self, _signal: i32) -> bool {
+        false
+    }
+
+    async fn exec(&self, call: Call) -> Result<ExecOutput> {
+        Ok(ExecOutput {
+            code: 0,
+            stdout: call.args.join(" ").into_bytes(),
+            stderr: Vec::new(),
+        })
     }
 }
 

@@ -1,22 +1,26 @@
 //! The contract in memory: what every test above the runtime runs on.
 //!
-//! A container is an entry in a map, its program a [script](RunnerScript) that plays the krunner, or nothing at all.
+//! A container is an entry in a map, its program a [script](RunnerScript) that plays the krunner, or whatever
+//! [`Programs`] make of it: the conformance tests run real ones. What an engine owes its callers it does itself, for
+//! every kind of program: states, names, ports, refusals, environments, signals, ends, logs, time limits.
 //! [`FakeRuntime::fail_next`] makes the next call of one kind fail; [`FakeRuntime::exit`] ends a container from inside.
 
+mod engine;
+mod images;
 mod krunner;
+mod log;
+mod program;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use async_trait::async_trait;
 use tokio::sync::Notify;
-use tokio_util::task::TaskTracker;
 
 pub use self::krunner::{RunnerEnd, RunnerScript, RunnerSide, no_runner, tiny_runner};
+use self::log::Log;
+pub use self::program::{Call, Program, Programs};
 use super::{
-    ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ContainerState, ExecOutput,
-    ExecSpec, ExitStatus, ImageInfo, ImageStore, LABEL_OWNER, OWNER, Pid, RegistryAuth, Result,
-    RuntimeError, RuntimeInfo, check,
+    ContainerId, ContainerSpec, ContainerState, ExitStatus, ImageInfo, Pid, Result, RuntimeError,
 };
 
 /// Process ids of the fake are above those that Linux gives: nobody must take them for a real process.
@@ -25,29 +29,29 @@ const FIRST_PID: Pid = 1 << 24;
 /// The calls that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verb {
-    /// [`ContainerRuntime::create`].
+    /// [`super::ContainerRuntime::create`].
     Create,
-    /// [`ContainerRuntime::start`].
+    /// [`super::ContainerRuntime::start`].
     Start,
-    /// [`ContainerRuntime::wait`].
+    /// [`super::ContainerRuntime::wait`].
     Wait,
-    /// [`ContainerRuntime::kill`].
+    /// [`super::ContainerRuntime::kill`].
     Kill,
-    /// [`ContainerRuntime::remove`].
+    /// [`super::ContainerRuntime::remove`].
     Remove,
-    /// [`ContainerRuntime::inspect`].
+    /// [`super::ContainerRuntime::inspect`].
     Inspect,
-    /// [`ContainerRuntime::list`].
+    /// [`super::ContainerRuntime::list`].
     List,
-    /// [`ContainerRuntime::logs`].
+    /// [`super::ContainerRuntime::logs`].
     Logs,
-    /// [`ContainerRuntime::exec`].
+    /// [`super::ContainerRuntime::exec`].
     Exec,
-    /// [`ImageStore::inspect`].
+    /// [`super::ImageStore::inspect`].
     ImageInspect,
-    /// [`ImageStore::list`].
+    /// [`super::ImageStore::list`].
     ImageList,
-    /// [`ImageStore::pull`].
+    /// [`super::ImageStore::pull`].
     Pull,
 }
 
@@ -70,9 +74,7 @@ struct Inner {
     state: Mutex<State>,
     /// Told at every change of a container's state.
     changed: Notify,
-    script: RunnerScript,
-    /// The containers' programs.
-    tasks: TaskTracker,
+    programs: Arc<dyn Programs>,
 }
 
 #[derive(Default)]
@@ -90,8 +92,9 @@ struct Container {
     state: ContainerState,
     pid: Option<Pid>,
     exit: Option<ExitStatus>,
-    log: Vec<u8>,
-    runner: Option<krunner::Running>,
+    log: Arc<Mutex<Log>>,
+    /// While it runs.
+    program: Option<Arc<dyn Program>>,
 }
 
 impl std::fmt::Debug for FakeRuntime {
@@ -113,11 +116,16 @@ impl FakeRuntime {
     /// An engine without containers and images, whose containers run this script.
     #[must_use]
     pub fn new(script: RunnerScript) -> Self {
+        Self::with_programs(krunner::Scripted::new(script))
+    }
+
+    /// An engine without containers and images, whose containers run these programs.
+    #[must_use]
+    pub fn with_programs(programs: impl Programs + 'static) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::default(),
             changed: Notify::new(),
-            script,
-            tasks: TaskTracker::new(),
+            programs: Arc::new(programs),
         }))
     }
 
@@ -165,8 +173,8 @@ impl FakeRuntime {
 
     /// Adds to a container's log.
     pub fn log(&self, id: &ContainerId, text: &[u8]) {
-        if let Some(container) = self.state().containers.get_mut(id) {
-            container.log.extend_from_slice(text);
+        if let Some(container) = self.state().containers.get(id) {
+            container.log().write(text);
         }
     }
 
@@ -178,7 +186,7 @@ impl FakeRuntime {
             .containers
             .values()
             .find(|it| it.spec.ports.iter().any(|port| port.host == host_port));
-        found.and_then(|it| it.runner.as_ref().map(krunner::Running::end))
+        found.and_then(|it| it.program.as_ref()?.runner())
     }
 
     fn end(&self, id: &ContainerId, status: ExitStatus) {
@@ -188,7 +196,7 @@ impl FakeRuntime {
             container.state = ContainerState::Stopped;
             container.pid = None;
             container.exit = Some(status);
-            container.runner = None;
+            container.program = None;
         }
         self.0.changed.notify_waiters();
     }
@@ -217,195 +225,7 @@ impl FakeRuntime {
 }
 
 impl Container {
-    fn info(&self) -> ContainerInfo {
-        ContainerInfo {
-            id: self.spec.id.clone(),
-            name: self.spec.name.clone(),
-            image: self.spec.image.clone(),
-            state: self.state,
-            labels: self.spec.labels.clone(),
-            pid: self.pid,
-            cgroup: Some(format!("/fake/{}", self.spec.id).into()),
-            address: None,
-            ports: self.spec.ports.clone(),
-            exit: self.exit,
-        }
-    }
-}
-
-fn invalid(text: impl Into<String>) -> RuntimeError {
-    RuntimeError::Invalid(text.into())
-}
-
-#[async_trait]
-impl ContainerRuntime for FakeRuntime {
-    async fn info(&self) -> Result<RuntimeInfo> {
-        Ok(RuntimeInfo {
-            name: "fake",
-            version: "1".to_owned(),
-        })
-    }
-
-    async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
-        self.injected(Verb::Create).await?;
-        if !check::is_id(&spec.id) {
-            return Err(check::invalid_id(&spec.id));
-        }
-        check::request(spec)?;
-        let mut state = self.state();
-        let mut others = state.containers.values();
-        if let Some(other) = others.find(|it| it.spec.name == spec.name && it.spec.id != spec.id) {
-            let text = format!("the name {} is taken by {}", spec.name, other.spec.id);
-            return Err(invalid(text));
-        }
-        if state.containers.contains_key(&spec.id) {
-            return Err(invalid(format!("container {} exists already", spec.id)));
-        }
-        if !state
-            .images
-            .iter()
-            .any(|image| is_called(image, &spec.image))
-        {
-            return Err(RuntimeError::ImageMissing(spec.image.clone()));
-        }
-        let container = Container {
-            spec: spec.clone(),
-            state: ContainerState::Created,
-            pid: None,
-            exit: None,
-            log: Vec::new(),
-            runner: None,
-        };
-        state.containers.insert(spec.id.clone(), container);
-        Ok(spec.id.clone())
-    }
-
-    async fn start(&self, id: &ContainerId) -> Result<()> {
-        self.injected(Verb::Start).await?;
-        let runner = krunner::start(&self.0.script, &self.0.tasks, self.clone(), id.clone());
-        let mut state = self.state();
-        state.started += 1;
-        let pid = FIRST_PID + state.started;
-        let container = state.containers.get_mut(id);
-        let container = container.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
-        if container.state != ContainerState::Created {
-            return Err(invalid(format!("container {id} was started already")));
-        }
-        container.state = ContainerState::Running;
-        container.pid = Some(pid);
-        container.runner = Some(runner);
-        Ok(())
-    }
-
-    async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
-        self.injected(Verb::Wait).await?;
-        loop {
-            let changed = self.0.changed.notified();
-            match self.state().containers.get(id) {
-                None => return Err(RuntimeError::NotFound(id.clone())),
-                Some(container) => {
-                    if let Some(status) = container.exit {
-                        return Ok(status);
-                    }
-                }
-            }
-            changed.await;
-        }
-    }
-
-    async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()> {
-        self.injected(Verb::Kill).await?;
-        if !self.state().containers.contains_key(id) {
-            return Err(RuntimeError::NotFound(id.clone()));
-        }
-        let status = ExitStatus {
-            code: 128 + signal,
-            oom_killed: false,
-        };
-        self.end(id, status);
-        Ok(())
-    }
-
-    async fn remove(&self, id: &ContainerId) -> Result<()> {
-        self.injected(Verb::Remove).await?;
-        self.state().containers.remove(id);
-        self.0.changed.notify_waiters();
-        Ok(())
-    }
-
-    async fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo> {
-        self.injected(Verb::Inspect).await?;
-        let state = self.state();
-        let container = state.containers.get(id);
-        container
-            .map(Container::info)
-            .ok_or_else(|| RuntimeError::NotFound(id.clone()))
-    }
-
-    async fn list(&self) -> Result<Vec<ContainerInfo>> {
-        self.injected(Verb::List).await?;
-        let state = self.state();
-        let infos = state.containers.values().map(Container::info);
-        let ours =
-            |info: &ContainerInfo| info.labels.get(LABEL_OWNER).is_some_and(|it| it == OWNER);
-        Ok(infos.filter(ours).collect())
-    }
-
-    async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
-        self.injected(Verb::Logs).await?;
-        let state = self.state();
-        let container = state.containers.get(id);
-        let log = &container
-            .ok_or_else(|| RuntimeError::NotFound(id.clone()))?
-            .log;
-        Ok(log[log.len().saturating_sub(limit)..].to_vec())
-    }
-
-    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
-        self.injected(Verb::Exec).await?;
-        let state = self.state();
-        match state.containers.get(id).map(|it| it.state) {
-            None => Err(RuntimeError::NotFound(id.clone())),
-            Some(ContainerState::Running) => Ok(ExecOutput {
-                code: 0,
-                stdout: spec.args.join(" ").into_bytes(),
-                stderr: Vec::new(),
-            }),
-            Some(_) => Err(invalid(format!("container {id} does not run"))),
-        }
-    }
-}
-
-fn is_called(image: &ImageInfo, name: &str) -> bool {
-    image.id == name || image.names.iter().any(|it| it == name)
-}
-
-#[async_trait]
-impl ImageStore for FakeRuntime {
-    async fn list(&self) -> Result<Vec<ImageInfo>> {
-        self.injected(Verb::ImageList).await?;
-        let mut images = self.state().images.clone();
-        images.sort_by(|a, b| a.names.cmp(&b.names));
-        Ok(images)
-    }
-
-    async fn inspect(&self, image: &str) -> Result<ImageInfo> {
-        self.injected(Verb::ImageInspect).await?;
-        let state = self.state();
-        let found = state.images.iter().find(|it| is_called(it, image));
-        found
-            .cloned()
-            .ok_or_else(|| RuntimeError::ImageMissing(image.to_owned()))
-    }
-
-    async fn pull(&self, image: &str, _auth: Option<&RegistryAuth>) -> Result<ImageInfo> {
-        self.injected(Verb::Pull).await?;
-        let mut state = self.state();
-        let found = state.registry.iter().find(|it| is_called(it, image));
-        let found = found
-            .cloned()
-            .ok_or_else(|| RuntimeError::ImageMissing(image.to_owned()))?;
-        state.images.push(found.clone());
-        Ok(found)
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().expect("no panic while held")
     }
 }

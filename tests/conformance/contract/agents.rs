@@ -9,13 +9,15 @@ use futures_util::future::join_all;
 use crate::engine::TestEngine;
 
 contract! {
-    what_ends_while_no_agent_is_there_is_known_to_the_next
-    the_log_goes_on_while_no_agent_is_there
-    a_create_that_goes_on_is_not_taken_for_a_torn_one
-    opening_an_engine_disturbs_no_create_that_goes_on
-    two_agents_see_the_same
-    a_removal_may_meet_another
-    a_wait_ends_though_another_agent_removes_the_container
+    with fake {
+        what_ends_while_no_agent_is_there_is_known_to_the_next
+        the_log_goes_on_while_no_agent_is_there
+        a_create_that_goes_on_is_not_taken_for_a_torn_one
+        opening_an_engine_disturbs_no_create_that_goes_on
+        two_agents_see_the_same
+        a_removal_may_meet_another
+        a_wait_ends_though_another_agent_removes_the_container
+    }
 }
 
 async fn what_ends_while_no_agent_is_there_is_known_to_the_next(mut engine: TestEngine) {

@@ -7,18 +7,24 @@ use backendai_agent::runtime::{ContainerId, ExecOutput, RuntimeError};
 use crate::engine::{TestEngine, cgroup_of, exec_spec, members, processes, unified};
 
 contract! {
-    output_and_code_of_a_program_are_told_apart
-    it_runs_in_the_namespaces_and_cgroups_of_the_container
-    it_has_no_more_rights_than_the_first_process
-    another_user_has_no_capabilities
-    environment_and_folder_are_those_asked_for
-    a_program_or_folder_that_is_not_there_is_a_wrong_request
-    a_program_that_runs_too_long_is_killed
-    a_flood_is_cut_at_16_mib_and_does_not_block_the_program
-    what_a_program_leaves_running_does_not_hold_the_answer
-    many_programs_may_run_at_once
-    a_program_that_runs_ends_with_its_container
-    it_may_read_and_write_what_the_container_does
+    with fake {
+        output_and_code_of_a_program_are_told_apart
+        another_user_has_no_capabilities
+        environment_and_folder_are_those_asked_for
+        a_program_or_folder_that_is_not_there_is_a_wrong_request
+        a_program_that_runs_too_long_is_killed
+        a_flood_is_cut_at_16_mib_and_does_not_block_the_program
+        what_a_program_leaves_running_does_not_hold_the_answer
+        many_programs_may_run_at_once
+        a_program_that_runs_ends_with_its_container
+        it_may_read_and_write_what_the_container_does
+    }
+    without fake {
+        // The fake has no cgroups.
+        it_runs_in_the_namespaces_and_cgroups_of_the_container
+        // The fake has no filter of system calls.
+        it_has_no_more_rights_than_the_first_process
+    }
 }
 
 async fn sleeper(engine: &TestEngine) -> ContainerId {

@@ -8,10 +8,12 @@ use tokio::sync::mpsc;
 use crate::engine::TestEngine;
 
 contract! {
-    every_byte_is_followed_once_across_rotations_until_the_end
-    the_tail_comes_first_and_a_removed_container_ends_it
-    a_container_may_be_followed_before_it_starts
-    following_needs_a_container_and_a_reader
+    with fake {
+        every_byte_is_followed_once_across_rotations_until_the_end
+        the_tail_comes_first_and_a_removed_container_ends_it
+        a_container_may_be_followed_before_it_starts
+        following_needs_a_container_and_a_reader
+    }
 }
 
 /// How often the container says something.

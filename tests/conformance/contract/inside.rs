@@ -7,21 +7,28 @@ use backendai_agent::runtime::{DeviceNode, NetworkMode};
 use crate::engine::{TestEngine, own_namespace, pid_of};
 
 contract! {
-    a_container_has_namespaces_of_its_own
-    a_program_sees_no_process_but_its_containers
-    the_arguments_are_passed_as_they_are
-    the_environment_is_the_images_overridden_by_the_request
-    variables_may_hold_anything_but_a_zero_byte
-    nothing_of_the_agents_environment_or_files_comes_in
-    the_working_folder_is_made
-    the_host_name_is_the_one_asked_for
-    without_a_host_name_it_is_the_beginning_of_the_id
-    standard_input_is_empty
-    standard_output_is_no_terminal
-    what_a_container_writes_stays_out_of_other_containers
-    ordinary_devices_are_there_and_others_cannot_be_opened
-    a_device_that_was_asked_for_can_be_used
-    the_pid_that_is_told_is_the_containers
+    with fake {
+        the_arguments_are_passed_as_they_are
+        the_environment_is_the_images_overridden_by_the_request
+        variables_may_hold_anything_but_a_zero_byte
+        the_working_folder_is_made
+        the_host_name_is_the_one_asked_for
+        without_a_host_name_it_is_the_beginning_of_the_id
+        standard_input_is_empty
+        standard_output_is_no_terminal
+        what_a_container_writes_stays_out_of_other_containers
+        the_pid_that_is_told_is_the_containers
+    }
+    without fake {
+        // The fake shares networks, shared memory and cgroups with the host.
+        a_container_has_namespaces_of_its_own
+        // The fake's /proc is the host's.
+        a_program_sees_no_process_but_its_containers
+        nothing_of_the_agents_environment_or_files_comes_in
+        // The fake has no device rules.
+        ordinary_devices_are_there_and_others_cannot_be_opened
+        a_device_that_was_asked_for_can_be_used
+    }
 }
 
 async fn a_container_has_namespaces_of_its_own(engine: TestEngine) {

@@ -1,4 +1,4 @@
-//! A container's life, also on the engine in memory.
+//! A container's life.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,34 +12,35 @@ use crate::engine::{IMAGE, TestEngine, exec_spec};
 const KILL: i32 = 9;
 
 contract! {
-    with fake:
-    a_container_is_created_then_runs_then_has_stopped
-    the_exit_code_is_told_as_often_as_asked
-    wait_returns_when_the_container_ends
-    many_may_wait_for_one_container
-    a_wait_that_was_given_up_may_be_asked_again
-    a_container_may_be_removed_twice_and_one_that_never_was
-    a_second_create_with_the_same_id_is_refused_and_harms_nothing
-    unknown_containers_are_not_found
-    a_missing_image_is_named_and_nothing_is_made
-    a_container_starts_once
-    a_container_that_has_stopped_does_not_start
-    wait_may_be_asked_before_start
-    creating_takes_no_name_that_is_in_use_and_gives_it_back
-    a_killed_container_tells_the_signal
-    killing_a_dead_container_is_not_an_error
-    a_container_that_was_never_started_can_be_removed
-    a_running_container_can_be_removed
-    removing_ends_every_wait
-    only_containers_with_our_label_are_listed_dead_or_alive
-    what_a_container_was_made_with_is_told
-    another_agent_finds_the_containers
-    another_agent_may_start_what_was_created
-    exec_needs_a_running_container
-    an_id_may_be_used_again_after_remove
-    containers_live_side_by_side
-    the_engine_has_a_name_and_a_version
-    the_log_of_a_silent_container_is_empty
+    with fake {
+        a_container_is_created_then_runs_then_has_stopped
+        the_exit_code_is_told_as_often_as_asked
+        wait_returns_when_the_container_ends
+        many_may_wait_for_one_container
+        a_wait_that_was_given_up_may_be_asked_again
+        a_container_may_be_removed_twice_and_one_that_never_was
+        a_second_create_with_the_same_id_is_refused_and_harms_nothing
+        unknown_containers_are_not_found
+        a_missing_image_is_named_and_nothing_is_made
+        a_container_starts_once
+        a_container_that_has_stopped_does_not_start
+        wait_may_be_asked_before_start
+        creating_takes_no_name_that_is_in_use_and_gives_it_back
+        a_killed_container_tells_the_signal
+        killing_a_dead_container_is_not_an_error
+        a_container_that_was_never_started_can_be_removed
+        a_running_container_can_be_removed
+        removing_ends_every_wait
+        only_containers_with_our_label_are_listed_dead_or_alive
+        what_a_container_was_made_with_is_told
+        another_agent_finds_the_containers
+        another_agent_may_start_what_was_created
+        exec_needs_a_running_container
+        an_id_may_be_used_again_after_remove
+        containers_live_side_by_side
+        the_engine_has_a_name_and_a_version
+        the_log_of_a_silent_container_is_empty
+    }
 }
 
 async fn a_container_is_created_then_runs_then_has_stopped(engine: TestEngine) {

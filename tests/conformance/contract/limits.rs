@@ -5,13 +5,18 @@ use backendai_agent::runtime::Limits;
 use crate::engine::{TestEngine, cgroup_of, members, unified};
 
 contract! {
-    the_limits_are_in_the_cgroups
-    the_first_process_is_in_the_cgroup_that_is_told
-    a_container_without_limits_has_none
-    a_container_that_takes_too_much_memory_is_killed_and_that_is_told
-    a_child_that_took_too_much_memory_is_told_though_the_first_process_ended_well
-    a_fork_bomb_stops_at_the_limit
-    a_limit_that_cannot_be_applied_is_an_error_and_leaves_nothing
+    with fake {
+        a_limit_that_cannot_be_applied_is_an_error_and_leaves_nothing
+    }
+    without fake {
+        // The fake has no cgroups, and nothing that would hold a program to its limits.
+        the_limits_are_in_the_cgroups
+        the_first_process_is_in_the_cgroup_that_is_told
+        a_container_without_limits_has_none
+        a_container_that_takes_too_much_memory_is_killed_and_that_is_told
+        a_child_that_took_too_much_memory_is_told_though_the_first_process_ended_well
+        a_fork_bomb_stops_at_the_limit
+    }
 }
 
 async fn the_limits_are_in_the_cgroups(engine: TestEngine) {

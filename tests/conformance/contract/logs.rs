@@ -3,12 +3,14 @@
 use crate::engine::TestEngine;
 
 contract! {
-    both_streams_are_kept_each_in_its_order
-    the_log_is_bounded_and_keeps_the_end
-    the_tail_of_the_log_is_as_long_as_asked
-    text_is_kept_byte_for_byte
-    a_line_may_be_long_and_the_last_may_lack_its_end
-    the_log_can_be_read_while_the_container_runs
+    with fake {
+        both_streams_are_kept_each_in_its_order
+        the_log_is_bounded_and_keeps_the_end
+        the_tail_of_the_log_is_as_long_as_asked
+        text_is_kept_byte_for_byte
+        a_line_may_be_long_and_the_last_may_lack_its_end
+        the_log_can_be_read_while_the_container_runs
+    }
 }
 
 async fn both_streams_are_kept_each_in_its_order(engine: TestEngine) {

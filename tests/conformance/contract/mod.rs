@@ -1,16 +1,17 @@
-//! The promises of the trait, each a test for every engine: `life` for the engine in memory too, the others for engines
-//! of real containers, looked at from Linux (mounts, namespaces, cgroups, processes) and not from return values.
+//! The promises of the trait, each a test for every engine; those of real containers are looked at from Linux (mounts,
+//! namespaces, cgroups, processes) and not from return values.
 
-/// Makes each test once for each engine. A test of an engine whose daemon the machine lacks says so.
+/// Makes each test once for each engine; those `without fake`, for the reason that stands there, for the real ones. A test
+/// of an engine whose daemon the machine lacks says so.
 macro_rules! contract {
-    (with fake: $($name:ident)*) => {
-        mod fake { $(
+    ($(with fake { $($all:ident)* })? $(without fake { $($real:ident)* })?) => {
+        $(mod fake { $(
             #[tokio::test]
-            async fn $name() { super::$name(crate::engine::TestEngine::fake().await).await }
-        )* }
-        contract! { $($name)* }
+            async fn $all() { super::$all(crate::engine::TestEngine::fake().await).await }
+        )* })?
+        contract! { real: $($($all)*)? $($($real)*)? }
     };
-    ($($name:ident)*) => {
+    (real: $($name:ident)*) => {
         mod youki { $(
             #[tokio::test]
             async fn $name() { super::$name(crate::engine::TestEngine::youki().await).await }

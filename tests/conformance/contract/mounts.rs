@@ -8,14 +8,19 @@ use backendai_agent::runtime::{Mount, MountKind};
 use crate::engine::TestEngine;
 
 contract! {
-    a_read_only_mount_cannot_be_written_and_a_writable_one_reaches_the_host
-    a_file_can_be_mounted_on_a_path_that_the_image_lacks
-    a_mount_may_lie_in_another
-    what_is_mounted_below_a_source_is_shown_too
-    a_path_may_hold_colons_spaces_and_commas
-    a_tmpfs_has_its_size_and_may_hold_programs
-    a_read_only_tmpfs_cannot_be_written
-    a_mount_of_the_container_is_none_of_the_hosts
+    with fake {
+        a_read_only_mount_cannot_be_written_and_a_writable_one_reaches_the_host
+        a_file_can_be_mounted_on_a_path_that_the_image_lacks
+        a_mount_may_lie_in_another
+        what_is_mounted_below_a_source_is_shown_too
+        a_path_may_hold_colons_spaces_and_commas
+        a_read_only_tmpfs_cannot_be_written
+        a_mount_of_the_container_is_none_of_the_hosts
+    }
+    without fake {
+        // The fake has no /dev/shm.
+        a_tmpfs_has_its_size_and_may_hold_programs
+    }
 }
 
 fn bind(source: PathBuf, target: &str, read_only: bool) -> Mount {

@@ -7,15 +7,20 @@ use backendai_agent::runtime::{NetworkMode, RuntimeError};
 use crate::engine::{TestEngine, bridged, free_port, greeting, own_namespace};
 
 contract! {
-    the_hosts_network_is_shared_only_when_asked
-    without_a_network_there_is_only_the_loopback_interface
-    a_port_is_forwarded_from_the_loopback_address_and_told
-    a_container_knows_its_own_name_and_address
-    a_container_reaches_the_host_at_its_gateway
-    containers_on_the_bridge_have_addresses_of_their_own
-    a_port_that_another_container_has_is_refused_and_free_again_after_remove
-    a_create_that_fails_after_the_network_gives_it_back
-    another_agent_finds_ports_and_addresses_as_they_were
+    with fake {
+        a_port_that_another_container_has_is_refused_and_free_again_after_remove
+        a_create_that_fails_after_the_network_gives_it_back
+    }
+    without fake {
+        // The fake has no networks: it keeps who has which port, and forwards nothing.
+        the_hosts_network_is_shared_only_when_asked
+        without_a_network_there_is_only_the_loopback_interface
+        a_port_is_forwarded_from_the_loopback_address_and_told
+        a_container_knows_its_own_name_and_address
+        a_container_reaches_the_host_at_its_gateway
+        containers_on_the_bridge_have_addresses_of_their_own
+        another_agent_finds_ports_and_addresses_as_they_were
+    }
 }
 
 /// A server that says hello to everyone.

@@ -7,19 +7,21 @@ use backendai_agent::runtime::{
 use crate::engine::TestEngine;
 
 contract! {
-    a_mount_source_that_is_not_there
-    a_mount_target_that_is_not_absolute
-    a_program_that_is_not_there
-    a_program_that_is_not_executable
-    no_program
-    an_argument_with_a_zero_byte
-    a_variable_without_a_name
-    a_working_folder_that_is_not_absolute
-    an_id_that_is_a_path
-    an_unknown_capability
-    a_device_of_an_unknown_kind
-    ports_without_a_network_of_its_own
-    an_image_that_is_not_there
+    with fake {
+        a_mount_source_that_is_not_there
+        a_mount_target_that_is_not_absolute
+        a_program_that_is_not_there
+        a_program_that_is_not_executable
+        no_program
+        an_argument_with_a_zero_byte
+        a_variable_without_a_name
+        a_working_folder_that_is_not_absolute
+        an_id_that_is_a_path
+        an_unknown_capability
+        a_device_of_an_unknown_kind
+        ports_without_a_network_of_its_own
+        an_image_that_is_not_there
+    }
 }
 
 /// `create` refuses it, or `start` where only running it shows that it is wrong.

@@ -5,12 +5,15 @@ use backendai_agent::runtime::Seccomp;
 use crate::engine::TestEngine;
 
 contract! {
-    the_default_filter_is_on_and_can_be_left_out
-    new_privileges_are_refused_or_allowed_as_asked
-    the_capabilities_are_those_asked_for_and_no_others
-    a_program_may_be_given_no_capability_at_all
-    the_kernels_secrets_are_masked_and_its_settings_read_only
-    a_container_cannot_raise_its_own_limits
+    without fake {
+        // The fake has no rights to give or to take.
+        the_default_filter_is_on_and_can_be_left_out
+        new_privileges_are_refused_or_allowed_as_asked
+        the_capabilities_are_those_asked_for_and_no_others
+        a_program_may_be_given_no_capability_at_all
+        the_kernels_secrets_are_masked_and_its_settings_read_only
+        a_container_cannot_raise_its_own_limits
+    }
 }
 
 async fn the_default_filter_is_on_and_can_be_left_out(engine: TestEngine) {

@@ -3,11 +3,13 @@
 use crate::engine::{TestEngine, processes};
 
 contract! {
-    a_signal_reaches_the_first_process
-    a_signal_that_the_first_process_minds_not_ends_nothing
-    a_number_that_is_no_signal_is_refused
-    processes_in_the_background_die_with_the_first
-    a_container_ends_by_a_signal_that_it_sends_itself
+    with fake {
+        a_signal_reaches_the_first_process
+        a_signal_that_the_first_process_minds_not_ends_nothing
+        a_number_that_is_no_signal_is_refused
+        processes_in_the_background_die_with_the_first
+        a_container_ends_by_a_signal_that_it_sends_itself
+    }
 }
 
 async fn a_signal_reaches_the_first_process(engine: TestEngine) {

@@ -3,6 +3,7 @@
 mod leftovers;
 mod open;
 mod port;
+mod processes;
 mod recorder;
 mod seen;
 
@@ -19,8 +20,9 @@ use backendai_agent::runtime::{
 use tempfile::TempDir;
 
 pub use self::open::PROGRAM;
-use self::open::{config, import, open, open_with};
+use self::open::{ENV, config, import, open, open_with};
 pub use self::port::{bridged, free_port, greeting};
+use self::processes::Processes;
 use self::recorder::Recorder;
 pub use self::seen::{cgroup_of, members, own_namespace, pid_of, processes, unified};
 use crate::busybox;
@@ -44,15 +46,20 @@ enum Kind {
 }
 
 impl TestEngine {
-    /// The engine in memory.
+    /// The engine in memory, with processes as its programs; needs root.
     pub async fn fake() -> Self {
-        let fake = FakeRuntime::new(no_runner());
+        let dir = dir();
+        let [image, place] = ["busybox", "root"].map(|name| dir.path().join(name));
+        busybox::root(&image);
+        fs::create_dir(&place).expect("folder");
+        let fake = FakeRuntime::with_programs(Processes { image, place });
         fake.add_image(ImageInfo {
             names: vec![IMAGE.to_owned()],
+            env: ENV.map(str::to_owned).into(),
             ..ImageInfo::default()
         });
         let engine = Arc::new(fake.clone());
-        Self::of(Kind::Fake(fake), dir(), engine)
+        Self::of(Kind::Fake(fake), dir, engine)
     }
 
     /// The engine without a daemon; needs root.
@@ -157,11 +164,7 @@ impl TestEngine {
 
     /// Makes and starts a container that ends by itself with this code.
     pub async fn launch_to_end(&self, code: i32) -> ContainerId {
-        let id = self.launch(&self.shell(&format!("exit {code}"))).await;
-        if let Kind::Fake(fake) = &self.kind {
-            fake.exit(&id, code);
-        }
-        id
+        self.launch(&self.shell(&format!("exit {code}"))).await
     }
 
     /// Asks for what cannot be: the error of `create`, or of `start` where only that shows it; then the container, which
