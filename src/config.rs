@@ -563,14 +563,14 @@ fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-/// State and run folder: the system's for root, the user's own otherwise.
+/// State and run folder: the system's for root, the user's own otherwise, also for one who is root in namespaces only.
 fn standard_folders() -> (PathBuf, PathBuf) {
     let name = "backendai-agent";
     let system = (
         Path::new("/var/lib").join(name),
         Path::new("/run").join(name),
     );
-    if rustix::process::geteuid().is_root() {
+    if rustix::process::geteuid().is_root() && crate::rootless::current().is_none() {
         return system;
     }
     let folder = |variable| environment(variable).map(PathBuf::from);

@@ -22,6 +22,7 @@ pub mod logging;
 pub mod manager;
 pub mod metrics;
 pub mod resource;
+pub mod rootless;
 pub mod runtime;
 pub mod stats;
 pub mod sys;

@@ -7,13 +7,17 @@ use backendai_agent::sys::memory;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    // A monitor must never have a second thread, so it is told from the rest before anything else.
+    // A monitor or holder must never have a second thread, so it is told from the rest before anything else.
     #[cfg(feature = "youki")]
     if let Some(code) = backendai_agent::backends::youki::helper_main() {
         return code;
     }
     memory::set_up();
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
+    if let Err(error) = cli::prepare(&mut cli) {
+        eprintln!("backendai-agent: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -1,4 +1,5 @@
-//! The program: a monitor, a collector of a log, or what stands before runc, told by its command line.
+//! The program: a monitor, a collector of a log, a holder of namespaces, a listener on ports, or what stands before runc,
+//! told by its command line.
 //!
 //! As a monitor, standard input is what the container prints, standard output is only held open (a lock of the agent's).
 
@@ -8,7 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use backendai_monitor::{Collect, Watch, handler};
+use backendai_monitor::{Collect, Forward, Hold, Watch, handler};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
@@ -18,6 +19,10 @@ fn main() -> ExitCode {
         monitor(&watch)
     } else if let Some(collect) = Collect::from_args(args.iter().cloned()) {
         collect.run()
+    } else if let Some(hold) = Hold::from_args(args.iter().cloned()) {
+        hold.run()
+    } else if let Some(forward) = Forward::from_args(args.iter().cloned()) {
+        forward.run()
     } else if let Some(error) = handler::become_real(&name, &args) {
         Err(error)
     } else {

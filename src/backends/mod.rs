@@ -7,10 +7,11 @@ pub mod docker;
 #[cfg(feature = "youki")]
 pub mod youki;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::image::ImageAdmin;
+use crate::rootless::RootlessError;
 use crate::runtime::{ContainerRuntime, Result, RuntimeError};
 
 /// The container engines.
@@ -82,17 +83,38 @@ pub async fn open(kind: RuntimeKind, config: EngineConfig) -> Result<Engine> {
         RuntimeKind::Youki => {
             crate::sys::capability::check()
                 .map_err(|error| RuntimeError::Invalid(format!("youki: {error}")))?;
+            let rootless = crate::rootless::current();
+            if let Some(Err(error)) = rootless.map(crate::rootless::Rootless::cgroup) {
+                return Err(RuntimeError::Invalid(format!("youki: {error}")));
+            }
             let images = crate::image::Store::open(&config.state_dir)?;
             let source: Arc<dyn youki::RootfsSource> = Arc::new(Arc::clone(&images));
             let runtime = youki::Youki::open(config, source).await?;
             Ok(Engine {
                 runtime: Arc::new(runtime),
                 images: Arc::new(crate::image::NodeImages(images)),
-                listens: false,
+                listens: rootless.is_some(),
             })
         }
         #[allow(unreachable_patterns, reason = "with every engine built in")]
         absent => Err(missing(absent, &config)),
+    }
+}
+
+/// Brings a process with one thread to where the engine works: an ordinary user's into namespaces in which it is root.
+///
+/// # Errors
+/// What the user lacks for that, with the remedy.
+pub fn prepare(kind: RuntimeKind, run_dir: &Path) -> std::result::Result<(), RootlessError> {
+    match kind {
+        #[cfg(feature = "youki")]
+        RuntimeKind::Youki if !rustix::process::geteuid().is_root() => {
+            crate::rootless::enter(run_dir, youki::small_program)
+        }
+        _ => {
+            let _ = run_dir;
+            Ok(())
+        }
     }
 }
 

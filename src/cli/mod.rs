@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::backends;
 pub use crate::backends::RuntimeKind;
 use crate::config::{Complaints, KernelOptions, Settings};
 
@@ -140,6 +141,33 @@ pub struct CommonArgs {
     pub state_dir: PathBuf,
     /// Folder for sockets and monitors.
     pub run_dir: PathBuf,
+}
+
+/// Does what must be done while the process has one thread: an ordinary user's goes to where its engine works.
+///
+/// # Errors
+/// What the user lacks for that; `doctor` goes on and tells it.
+pub fn prepare(cli: &mut Cli) -> anyhow::Result<()> {
+    if matches!(cli.command, Some(Command::Krunner(_))) {
+        return Ok(());
+    }
+    // What is wrong with the options is told by the command itself.
+    let Ok(common) = common(&cli.common) else {
+        return Ok(());
+    };
+    match (
+        backends::prepare(common.runtime, &common.run_dir),
+        &mut cli.command,
+    ) {
+        (Ok(()), _) => Ok(()),
+        (Err(error), Some(Command::Doctor(doctor))) => {
+            doctor.refused = Some(error.to_string());
+            Ok(())
+        }
+        (Err(error), _) => {
+            Err(anyhow::Error::from(error).context("cannot run as an ordinary user"))
+        }
+    }
 }
 
 /// Runs the command line's command.

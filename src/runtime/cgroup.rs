@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::runtime::{BoxError, Limits};
 use crate::sys::cgroup::{ParentCgroup, remove_tree};
+use crate::sys::userns;
 
 /// The mounted cgroup hierarchies of this machine.
 #[derive(Clone, Debug)]
@@ -81,6 +82,19 @@ impl Hierarchies {
         Ok(())
     }
 
+    /// Kills all in the cgroup `path` where Linux can do that, which takes no right on the processes: on v2; tells whether it
+    /// can.
+    pub fn kill(&self, path: &Path) -> io::Result<bool> {
+        let Some(root) = self.unified.as_ref().filter(|_| self.is_unified()) else {
+            return Ok(false);
+        };
+        let file = below(root, path).join("cgroup.kill");
+        match fs::write(&file, "1") {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            other => other.map(|()| true).map_err(|error| named(&file, &error)),
+        }
+    }
+
     /// Whether only cgroup v2 is there: then the agent applies the limits, else the OCI spec carries them.
     pub fn is_unified(&self) -> bool {
         self.unified
@@ -112,13 +126,42 @@ impl Hierarchies {
         let Some(root) = self.unified.as_ref().filter(|_| self.is_unified()) else {
             let counter = |root: &PathBuf| root.join("memory.memsw.limit_in_bytes");
             leave_out_swap(limits, self.memory.as_ref().map(counter));
+            if userns::inside() {
+                self.limit_v1(path, limits)?;
+            }
             return Ok(());
         };
-        let offered = fs::read_to_string(root.join("cgroup.controllers"))?;
+        // What the cgroup above all of ours gets: all there is, or what was delegated.
+        let base = path.parent().and_then(Path::parent);
+        let base = below(root, base.unwrap_or(Path::new("/")));
+        let offered = fs::read_to_string(base.join("cgroup.controllers"))
+            .map_err(|error| named(&base, &error))?;
         let controllers = controllers(limits, &offered);
         let parent = ParentCgroup::create(root, path, &controllers)?;
         leave_out_swap(limits, Some(parent.folder().join("memory.swap.max")));
         Ok(parent.limit(limits)?)
+    }
+
+    /// Writes the limits on version 1, for root of a user namespace: libcontainer would set rules of devices with them, which
+    /// only the machine's root may.
+    fn limit_v1(&self, path: &Path, limits: &Limits) -> io::Result<()> {
+        for (file, value) in written_v1(limits) {
+            let mut groups = self.roots.iter().map(|root| below(root, path));
+            let group = groups.find(|group| group.join(file).exists());
+            let group = group.ok_or_else(|| {
+                let text = format!("no hierarchy has {file}: mount its controller");
+                io::Error::new(ErrorKind::NotFound, text)
+            })?;
+            if file == CPUS
+                && let Some(above) = group.parent()
+            {
+                inherit_cpus(above)?;
+                inherit_cpus(&group)?;
+            }
+            let file = group.join(file);
+            fs::write(&file, value).map_err(|error| named(&file, &error))?;
+        }
+        Ok(())
     }
 
     /// Whether Linux killed a process of this cgroup for want of memory.
@@ -158,6 +201,47 @@ fn controllers<'a>(limits: &Limits, offered: &'a str) -> Vec<&'a str> {
         }
     }
     all
+}
+
+/// The file of version 1 that lists the CPUs of a cgroup.
+const CPUS: &str = "cpuset.cpus";
+
+/// Limits as files of version 1, in an order in which Linux takes them.
+fn written_v1(limits: &Limits) -> Vec<(&'static str, String)> {
+    let quota = limits.cpu_quota_us.map(|quota| quota.to_string());
+    let period = limits.cpu_period_us.map(|period| period.to_string());
+    let number = |value: Option<i64>| value.map(|value| value.to_string());
+    // Version 1 counts memory and swap together.
+    let both = limits
+        .memory_bytes
+        .zip(limits.swap_bytes)
+        .map(|(memory, swap)| memory.saturating_add(swap));
+    let all = [
+        ("cpu.cfs_period_us", period),
+        ("cpu.cfs_quota_us", quota),
+        (CPUS, limits.cpuset.clone()),
+        ("memory.limit_in_bytes", number(limits.memory_bytes)),
+        ("memory.memsw.limit_in_bytes", number(both)),
+        ("pids.max", number(limits.pids)),
+    ];
+    let given = all.into_iter();
+    given
+        .filter_map(|(file, value)| Some((file, value?)))
+        .collect()
+}
+
+/// A new cgroup of version 1 has no CPUs and no memory nodes: gives it those of the one above.
+fn inherit_cpus(group: &Path) -> io::Result<()> {
+    let Some(above) = group.parent() else {
+        return Ok(());
+    };
+    for name in [CPUS, "cpuset.mems"] {
+        let file = group.join(name);
+        if fs::read_to_string(&file)?.trim().is_empty() {
+            fs::write(&file, fs::read(above.join(name))?).map_err(|error| named(&file, &error))?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes the limit of swap out where the file that would hold it is not there.
@@ -256,6 +340,48 @@ mod tests {
                 .expect("limit");
             assert_eq!(limits.swap_bytes, left);
         }
+    }
+
+    #[test]
+    fn limits_of_version_1_are_written_into_the_hierarchy_that_has_them() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (cpuset, memory) = (dir.path().join("cpuset"), dir.path().join("memory"));
+        let all = Hierarchies {
+            roots: vec![cpuset.clone(), memory.clone()],
+            memory: Some(memory.clone()),
+            unified: None,
+        };
+        let path = Path::new("/u/backendai/a");
+        all.create(path).expect("create");
+        for group in ["u", "u/backendai", "u/backendai/a"] {
+            for name in [CPUS, "cpuset.mems"] {
+                let text = if group == "u" { "0-3\n" } else { "\n" };
+                fs::write(cpuset.join(group).join(name), text).expect("write");
+            }
+        }
+        let group = below(&memory, path);
+        for name in ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] {
+            fs::write(group.join(name), "").expect("write");
+        }
+        let limits = Limits {
+            cpuset: Some("1".to_owned()),
+            memory_bytes: Some(4096),
+            swap_bytes: Some(1),
+            ..Limits::default()
+        };
+        all.limit_v1(path, &limits).expect("limit");
+        let read = |folder: &Path, name: &str| fs::read_to_string(folder.join(name)).expect("read");
+        assert_eq!(read(&cpuset.join("u/backendai"), CPUS), "0-3\n");
+        assert_eq!(read(&below(&cpuset, path), CPUS), "1");
+        assert_eq!(read(&below(&cpuset, path), "cpuset.mems"), "0-3\n");
+        assert_eq!(read(&group, "memory.limit_in_bytes"), "4096");
+        assert_eq!(read(&group, "memory.memsw.limit_in_bytes"), "4097");
+        let limits = Limits {
+            pids: Some(1),
+            ..Limits::default()
+        };
+        let error = all.limit_v1(path, &limits).expect_err("no such controller");
+        assert!(error.to_string().contains("pids.max"), "{error}");
     }
 
     #[test]

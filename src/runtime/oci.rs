@@ -76,6 +76,9 @@ pub struct Placement {
     pub image_env: Vec<String>,
     /// Hard limit of open files that may be set: the agent's own, as raising it is a privilege.
     pub open_files: u64,
+    /// Whether cgroups are told which devices may be used: root of a user namespace may not, and can make no devices
+    /// either, only show those of the host.
+    pub device_rules: bool,
 }
 
 /// Why a container spec cannot be said in OCI's words.
@@ -222,7 +225,7 @@ fn linux(container: &ContainerSpec, place: &Placement) -> Result<Value, OciError
         "cgroupsPath": text(&place.cgroup)?,
         "namespaces": namespaces(container.network, place)?,
         "devices": devices,
-        "resources": resources(container, place.limits),
+        "resources": resources(container, place),
         "maskedPaths": MASKED,
         "readonlyPaths": READ_ONLY,
         "seccomp": filter,
@@ -251,13 +254,17 @@ fn device(node: &DeviceNode) -> Result<Value, OciError> {
     }))
 }
 
-fn resources(container: &ContainerSpec, with_limits: bool) -> Value {
+fn resources(container: &ContainerSpec, place: &Placement) -> Value {
     let mut rules = vec![json!({"allow": false, "access": "rwm"})];
     rules.extend(container.devices.iter().map(|node| {
         json!({"allow": true, "type": node.kind.to_string(), "major": node.major, "minor": node.minor,
                "access": node.access})
     }));
-    if !with_limits {
+    if !place.device_rules {
+        // Nor could limits be told without rules: where there are some the agent has set them.
+        return Value::Null;
+    }
+    if !place.limits {
         return json!({"devices": rules});
     }
     let Limits {

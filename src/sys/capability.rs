@@ -29,10 +29,11 @@ pub fn check() -> Result<(), Lacking> {
     lacking(|capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false))
 }
 
-/// Whether this process may raise hard limits.
+/// Whether this process may raise hard limits, which root of a user namespace may not.
 #[must_use]
 pub fn may_raise_limits() -> bool {
-    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap_or(false)
+    !super::userns::inside()
+        && caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap_or(false)
 }
 
 fn lacking(has: impl Fn(Capability) -> bool) -> Result<(), Lacking> {

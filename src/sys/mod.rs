@@ -13,3 +13,4 @@ pub mod proc;
 pub mod program;
 pub mod rlimit;
 pub mod signal;
+pub mod userns;

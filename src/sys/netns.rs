@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::thread;
 
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::net::{AddressFamily, SocketType};
@@ -67,8 +68,25 @@ pub fn enter_new() -> io::Result<File> {
     File::open("/proc/thread-self/ns/net")
 }
 
-/// Brings the loopback interface up in the network namespace of a process, unless that is the caller's own. The calling
-/// thread is in that namespace meanwhile.
+/// Whether a network namespace is bound to `path`.
+#[must_use]
+pub fn is_bound(path: &Path) -> bool {
+    /// The file system of namespaces (linux/magic.h).
+    const NSFS: u64 = 0x6e73_6673;
+    rustix::fs::statfs(path).is_ok_and(|it| u64::try_from(it.f_type) == Ok(NSFS))
+}
+
+/// Moves the calling thread into a new network namespace with its loopback interface up, bound to `path`, as [`create`].
+///
+/// # Errors
+/// As [`create`].
+pub fn create_with_loopback(path: &Path) -> io::Result<()> {
+    create(path)?;
+    raise(c"lo")
+}
+
+/// Brings the loopback interface up in the network namespace of a process, unless that is the caller's own. A thread that
+/// ends goes there: root of a user namespace may not come back to a network namespace of the machine.
 ///
 /// # Errors
 /// When there is no such process or Linux refuses.
@@ -77,11 +95,15 @@ pub fn raise_loopback(pid: i32) -> io::Result<()> {
     if fs::read_link(own)? == fs::read_link(&other)? {
         return Ok(());
     }
-    let back = File::open(own)?;
-    enter(Path::new(&other))?;
-    let raised = raise(c"lo");
-    move_into_link_name_space(back.as_fd(), Some(LinkNameSpaceType::Network))?;
-    raised
+    let raise = || {
+        enter(Path::new(&other))?;
+        raise(c"lo")
+    };
+    thread::scope(|scope| scope.spawn(raise).join()).unwrap_or_else(|_| {
+        Err(io::Error::other(
+            "bringing the loopback interface up panicked",
+        ))
+    })
 }
 
 /// Brings an interface of the calling thread's namespace up.

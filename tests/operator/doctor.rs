@@ -48,6 +48,7 @@ fn a_machine_that_runs_kernels_passes_and_keeps_no_trace_of_the_probes() {
         (&true.into(), &"youki".into())
     );
     let expected = [
+        "user",
         "capabilities",
         "raising-limits",
         "open-files",

@@ -24,6 +24,7 @@ use crate::runtime::{
     ContainerId, ContainerSpec, Limits, Mount, MountKind, NetworkMode, Result, RuntimeError, check,
     names,
 };
+use crate::sys::userns;
 
 /// Type of an OCI runtime spec in containerd's records.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -166,6 +167,7 @@ impl Inner {
                 limits: !hierarchies.is_unified(),
                 image_env: Vec::new(),
                 open_files,
+                device_rules: !userns::inside(),
             };
             Ok((limits, place))
         };

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use super::monitor::Answer;
 use super::record::{Folder, Record};
 use super::{Inner, Rootfs, Youki};
+use crate::rootless;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::check;
 use crate::runtime::names;
@@ -22,6 +23,7 @@ use crate::runtime::oci::{self, Placement};
 use crate::runtime::{
     BoxError, ContainerId, ContainerSpec, Limits, NetworkMode, Result, RuntimeError,
 };
+use crate::sys::userns;
 
 impl Youki {
     pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId> {
@@ -109,7 +111,7 @@ impl Inner {
         claiming: File,
     ) -> Result<(), BoxError> {
         let state = self.states().join(&spec.id.0);
-        let cgroup = Path::new("/backendai").join(&spec.id.0);
+        let cgroup = rootless::kernels_cgroup().join(&spec.id.0);
         let bridged = spec.network == NetworkMode::Bridge;
         let mut record = Record {
             id: spec.id.0.clone(),
@@ -159,6 +161,7 @@ impl Inner {
             limits: !hierarchies.is_unified(),
             image_env: rootfs.env,
             open_files: open_files(),
+            device_rules: !userns::inside(),
         };
         let oci =
             oci::spec(&spec, &place).map_err(|error| RuntimeError::Invalid(error.to_string()))?;

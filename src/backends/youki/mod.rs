@@ -16,6 +16,7 @@ mod watcher;
 
 use std::fmt;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,9 +26,10 @@ use tokio::sync::mpsc;
 
 use self::record::Folder;
 use super::EngineConfig;
+use crate::rootless;
 use crate::runtime::check;
 use crate::runtime::log::follow_files;
-use crate::runtime::network::{Network, NetworkConfig};
+use crate::runtime::network::{Network, NetworkConfig, Outer};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
     ExitStatus, LogPart, Result, RuntimeError, RuntimeInfo,
@@ -63,8 +65,17 @@ pub fn helper_main() -> Option<ExitCode> {
     match (args.next()?.to_str()?, args.next()) {
         ("__monitor", Some(folder)) => Some(monitor::monitor_main(folder.into())),
         ("__exec", None) => Some(exec::exec_main()),
+        ("__hold", Some(folder)) => Some(rootless::hold_main(&PathBuf::from(folder))),
         _ => None,
     }
+}
+
+/// The small program of monitors, as a file in memory: the namespaces' holder becomes it too.
+///
+/// # Errors
+/// When Linux makes no such file.
+pub fn small_program() -> std::io::Result<File> {
+    watcher::file()
 }
 
 /// The engine.
@@ -88,10 +99,7 @@ impl Youki {
     /// # Errors
     /// When a folder cannot be made, or libcontainer's needs are not met.
     pub async fn open(config: EngineConfig, images: Arc<dyn RootfsSource>) -> Result<Self> {
-        let program = config
-            .monitor_exe
-            .clone()
-            .unwrap_or_else(|| "/proc/self/exe".into());
+        let program = config.monitor_exe.clone().unwrap_or_else(own_program);
         let program = ReadOnlyProgram::open(&program).map_err(|error| {
             engine_error(
                 format!("opening the program {}", program.display()),
@@ -101,7 +109,15 @@ impl Youki {
         let watcher = watcher::file().map_err(|error| {
             engine_error("making the monitor's program".to_owned(), error.into())
         })?;
-        let network = Network::open(&config.run_dir, NetworkConfig::default())
+        let outer = rootless::current().map(|it| {
+            let program = format!("/proc/self/fd/{}", watcher.as_raw_fd());
+            Outer::new(it.folder().to_owned(), program.into())
+        });
+        let on_network = NetworkConfig {
+            outer,
+            ..NetworkConfig::default()
+        };
+        let network = Network::open(&config.run_dir, on_network)
             .map_err(|error| engine_error("opening the network".to_owned(), error.into()))?;
         let this = Self(Arc::new(Inner {
             config,
@@ -155,8 +171,19 @@ impl Inner {
             std::fs::create_dir_all(&folder)
                 .map_err(|error| format!("{}: {error}", folder.display()))?;
         }
-        Ok(self.sweep()?)
+        self.sweep()?;
+        if rootless::current().is_some() {
+            self.end_strangers()?;
+        }
+        Ok(())
     }
+}
+
+/// This program. In namespaces that it entered, its file is looked up anew: the one it was started from is on a mount of
+/// outside, which cannot be mounted again in here.
+fn own_program() -> PathBuf {
+    let entered = rootless::current().and_then(|_| std::env::current_exe().ok());
+    entered.unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 fn engine_error(action: String, source: BoxError) -> RuntimeError {

@@ -122,6 +122,7 @@ impl Monitor {
 
     fn try_create(folder: Folder, trouble: OwnedFd) -> BoxResult<Self> {
         let lock = hold(&folder)?;
+        keep_namespaces(&folder)?;
         let watcher = take_stdout()?;
         // Fails when it leads a group already, which does no harm.
         let _ = setsid();
@@ -296,6 +297,15 @@ fn hold(folder: &Folder) -> io::Result<File> {
     flock(&lock, FlockOperation::LockExclusive)?;
     write!(lock, "{}", std::process::id())?;
     Ok(lock)
+}
+
+/// The namespaces of an ordinary user's agent stay for as long as this process.
+fn keep_namespaces(folder: &Folder) -> io::Result<()> {
+    // `<run-dir>/containers/<id>`.
+    match folder.path().parent().and_then(std::path::Path::parent) {
+        Some(run_dir) => crate::rootless::keep(run_dir),
+        None => Ok(()),
+    }
 }
 
 /// The time at which a process began, in ticks after boot: with the pid it names a process for good.

@@ -65,6 +65,31 @@ impl Inner {
         sweep_folder(&self.states(), ownerless)
     }
 
+    /// Ends the containers of namespaces whose holder was killed: their networks went with it, and root of other namespaces
+    /// may not even signal them. `list` then tells of their end.
+    pub(super) fn end_strangers(&self) -> io::Result<()> {
+        let user_namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user"));
+        let own = user_namespace("self")?;
+        for entry in fs::read_dir(self.containers())? {
+            let folder = Folder::new(entry?.path());
+            let (Ok(Some(monitor)), Ok(Some(record))) = (monitor_of(&folder), folder.record())
+            else {
+                continue;
+            };
+            let pid = fs::read_to_string(folder.file("lock"))?;
+            // What may not be looked at is in other namespaces too.
+            if user_namespace(&pid).is_ok_and(|theirs| theirs == own) {
+                continue;
+            }
+            tracing::warn!("ending container {}: its namespaces were ended", record.id);
+            if !Hierarchies::read()?.kill(&record.cgroup)? {
+                pidfd_send_signal(&monitor, Signal::KILL).or_else(gone)?;
+            }
+            await_end(&monitor)?;
+        }
+        Ok(())
+    }
+
     /// Locks the folder of all containers: nobody else makes one, or sweeps, until this is dropped.
     pub(super) fn lock_containers(&self) -> io::Result<File> {
         let folder = File::open(self.containers())?;

@@ -14,6 +14,8 @@ use rustix::mount::{
     move_mount,
 };
 
+use crate::sys::userns;
+
 /// Leaves the host's mount namespace; what the host mounts later still appears, what we mount does not show there.
 pub(super) fn own_mounts() -> io::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
@@ -39,6 +41,10 @@ fn by_fsopen(lowers: &[PathBuf], state: &Path, target: &Path) -> Result<(), Errn
     fsconfig_set_string(fs.as_fd(), "workdir", state.join("work"))?;
     // A container's root is never mounted again, so nothing in it need reach the disk in time.
     fsconfig_set_flag(fs.as_fd(), "volatile")?;
+    if userns::inside() {
+        // The attributes that root of the machine would use are not for root in here.
+        fsconfig_set_flag(fs.as_fd(), "userxattr")?;
+    }
     fsconfig_create(fs.as_fd())?;
     let tree = fsmount(
         fs.as_fd(),
@@ -63,8 +69,9 @@ fn by_mount(lowers: &[PathBuf], state: &Path, target: &Path) -> Result<(), Errno
     };
     let lowers: Vec<_> = lowers.iter().map(|lower| quote(lower)).collect();
     let state = quote(state);
+    let attributes = if userns::inside() { ",userxattr" } else { "" };
     let data = format!(
-        "lowerdir={},upperdir={state}/upper,workdir={state}/work",
+        "lowerdir={},upperdir={state}/upper,workdir={state}/work{attributes}",
         lowers.join(":")
     );
     let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, access};
 
 use super::Finding;
+use crate::rootless::RootlessError;
 use crate::sys::cgroup::{Hierarchies, Mode};
 
 /// The controllers that kernels are limited by.
@@ -13,9 +14,23 @@ const NEEDED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 /// The file that is there in a group of version 1 when swap is counted.
 const SWAP: &str = "memory/memory.memsw.limit_in_bytes";
 
-/// Every check of this group, for hierarchies mounted below `root`.
-pub(super) fn all(root: &Path) -> Vec<Finding> {
-    vec![controllers(root), writable(root), swap(root)]
+/// Every check of this group, for hierarchies mounted below `root` in which groups of kernels are made below `base`.
+pub(super) fn all(root: &Path, base: &Path) -> Vec<Finding> {
+    vec![controllers(root, base), writable(root, base), swap(root)]
+}
+
+/// The finding of an ordinary user without a group to divide.
+pub(super) fn none(error: &RootlessError) -> Finding {
+    Finding::failed(
+        "cgroup-writable",
+        "no cgroup is delegated to this user",
+        error.to_string(),
+    )
+}
+
+/// A path below a folder, whether or not it begins with `/`.
+fn below(folder: &Path, path: &Path) -> PathBuf {
+    folder.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 fn mode(root: &Path) -> (Mode, &'static str) {
@@ -28,11 +43,13 @@ fn mode(root: &Path) -> (Mode, &'static str) {
     (mode, name)
 }
 
-fn controllers(root: &Path) -> Finding {
+fn controllers(root: &Path, base: &Path) -> Finding {
     let check = "cgroup-controllers";
     let (mode, name) = mode(root);
     let offered = match mode {
-        Mode::V2 => fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default(),
+        Mode::V2 => {
+            fs::read_to_string(below(root, base).join("cgroup.controllers")).unwrap_or_default()
+        }
         Mode::V1 | Mode::Hybrid => mounted(root),
     };
     let offered: Vec<&str> = offered.split([' ', ',', '\n']).collect();
@@ -46,7 +63,9 @@ fn controllers(root: &Path) -> Finding {
     let detail = format!("{name} without {}", missing.join(", "));
     let remedy = match mode {
         Mode::V2 => {
-            "delegate them (Delegate=yes in the systemd unit, or the container's --cgroupns=host), and boot without cgroup_disable="
+            "delegate them (Delegate=yes in the systemd unit, for an ordinary user Delegate=cpu cpuset io memory pids in \
+             /etc/systemd/system/user@.service.d/delegate.conf, or the container's --cgroupns=host), and boot without \
+             cgroup_disable="
         }
         Mode::V1 | Mode::Hybrid => {
             "mount them below /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1; and boot without cgroup_disable="
@@ -62,11 +81,13 @@ fn mounted(root: &Path) -> String {
     names.collect::<Vec<_>>().join(",")
 }
 
-fn writable(root: &Path) -> Finding {
+fn writable(root: &Path, base: &Path) -> Finding {
     let check = "cgroup-writable";
     let places: Vec<PathBuf> = match mode(root).0 {
-        Mode::V2 => vec![root.join("cgroup.subtree_control")],
-        Mode::V1 | Mode::Hybrid => ["cpu", "memory", "pids"].map(|it| root.join(it)).into(),
+        Mode::V2 => vec![below(root, base).join("cgroup.subtree_control")],
+        Mode::V1 | Mode::Hybrid => ["cpu", "memory", "pids"]
+            .map(|it| below(&root.join(it), base))
+            .into(),
     };
     let refused = places
         .iter()
@@ -106,13 +127,13 @@ mod tests {
     fn controllers_of_version_2_that_are_not_delegated_are_named() {
         let root = tempfile::tempdir().expect("a folder");
         fs::write(root.path().join("cgroup.controllers"), "memory pids\n").expect("a file");
-        let found = controllers(root.path());
+        let found = controllers(root.path(), Path::new("/"));
         assert_eq!(found.status, Status::Failed);
         assert!(found.detail.contains("version 2 without cpu, cpuset"));
         assert!(remedy(&found).contains("Delegate=yes"));
         let all = "cpuset cpu io memory pids\n";
         fs::write(root.path().join("cgroup.controllers"), all).expect("a file");
-        assert_eq!(controllers(root.path()).status, Status::Ok);
+        assert_eq!(controllers(root.path(), Path::new("/")).status, Status::Ok);
     }
 
     #[test]
@@ -121,18 +142,38 @@ mod tests {
         for name in ["cpu,cpuacct", "cpuset", "pids"] {
             fs::create_dir(root.path().join(name)).expect("a folder");
         }
-        let found = controllers(root.path());
+        let found = controllers(root.path(), Path::new("/"));
         assert_eq!(found.status, Status::Failed);
         assert!(found.detail.ends_with("without memory") && remedy(&found).contains("mount"));
         fs::create_dir(root.path().join("memory")).expect("a folder");
-        assert_eq!(controllers(root.path()).status, Status::Ok);
+        assert_eq!(controllers(root.path(), Path::new("/")).status, Status::Ok);
+    }
+
+    #[test]
+    fn an_ordinary_users_own_group_is_what_is_looked_at() {
+        let root = tempfile::tempdir().expect("a folder");
+        let base = root.path().join("user/scope");
+        fs::create_dir_all(&base).expect("a folder");
+        let file = "cgroup.controllers";
+        fs::write(root.path().join(file), "cpuset cpu memory pids\n").expect("a file");
+        fs::write(base.join(file), "cpu memory pids\n").expect("a file");
+        fs::write(base.join("cgroup.subtree_control"), "").expect("a file");
+        let base = Path::new("/user/scope");
+        let found = controllers(root.path(), base);
+        assert!(found.detail.ends_with("without cpuset"), "{}", found.detail);
+        assert!(remedy(&found).contains("delegate.conf"));
+        assert_eq!(writable(root.path(), base).status, Status::Ok);
+        assert!(remedy(&none(&RootlessError::NoCgroup)).contains("Delegate=yes"));
     }
 
     #[test]
     fn a_machine_without_cgroups_fails() {
         let root = tempfile::tempdir().expect("a folder");
-        assert_eq!(controllers(root.path()).status, Status::Failed);
-        let found = writable(root.path());
+        assert_eq!(
+            controllers(root.path(), Path::new("/")).status,
+            Status::Failed
+        );
+        let found = writable(root.path(), Path::new("/"));
         assert_eq!(found.status, Status::Failed);
         assert!(remedy(&found).contains("root"));
     }

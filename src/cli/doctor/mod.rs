@@ -33,6 +33,9 @@ pub struct DoctorArgs {
     /// Host ports for kernels, both ends included [default: 30000-31000]
     #[arg(long, value_name = "LOW-HIGH", env = "BACKEND_CONTAINER_PORT_RANGE")]
     pub container_port_range: Option<String>,
+    /// What kept an ordinary user from the namespaces in which it is root.
+    #[arg(skip)]
+    pub refused: Option<String>,
 }
 
 /// The names in the JSON, which do not change.
@@ -76,7 +79,7 @@ pub async fn main(
     kernel: KernelOptions,
 ) -> anyhow::Result<ExitCode> {
     let engine = engine::name(common.runtime);
-    let findings = examine(common, kernel).await?;
+    let findings = examine(common, kernel, args.refused.clone()).await?;
     let text = if args.json {
         report_json(&engine, &findings).to_string() + "\n"
     } else {
@@ -91,15 +94,24 @@ pub async fn main(
 }
 
 /// Every check, in the order in which they build on each other.
-async fn examine(common: CommonArgs, kernel: KernelOptions) -> anyhow::Result<Vec<Finding>> {
+async fn examine(
+    common: CommonArgs,
+    kernel: KernelOptions,
+    refused: Option<String>,
+) -> anyhow::Result<Vec<Finding>> {
     let needs = Needs::of(common.runtime);
     let engines = engine::all(&common).await;
     let theirs = engines.held_ports;
     let work = move || {
         let proc = Path::new("/proc");
-        let mut all = privilege::all(needs);
+        let mut all = privilege::all(needs, refused);
         all.extend(linux::all(proc, needs));
-        all.extend(cgroup::all(Path::new(crate::sys::cgroup::ROOT)));
+        let base = crate::rootless::current().map(crate::rootless::Rootless::cgroup);
+        let root = Path::new(crate::sys::cgroup::ROOT);
+        match base.transpose() {
+            Ok(base) => all.extend(cgroup::all(root, base.unwrap_or(Path::new("/")))),
+            Err(error) => all.push(cgroup::none(&error)),
+        }
         all.extend(storage::all(&common, &kernel.scratch_root, needs));
         all.extend(network::all(proc, &kernel.ports, &theirs, needs));
         all

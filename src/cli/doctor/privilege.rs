@@ -3,18 +3,32 @@
 use rustix::process::{Resource, Rlimit, getrlimit};
 
 use super::{Finding, Needs};
+use crate::rootless;
 use crate::sys::capability::{self, Lacking};
 
 /// Files that an agent with many kernels has open: their sockets and the ports that are held for them.
 const OPEN_FILES: u64 = 16_384;
 
 /// Every check of this group.
-pub(super) fn all(needs: Needs) -> Vec<Finding> {
+pub(super) fn all(needs: Needs, refused: Option<String>) -> Vec<Finding> {
+    let entered = rootless::current().is_some();
     vec![
+        user(entered, refused),
         capabilities(capability::check()).needed(needs.network),
         raising_limits(capability::may_raise_limits()).needed(needs.containers),
         open_files(getrlimit(Resource::Nofile)),
     ]
+}
+
+/// `refused`: why an ordinary user could not become root of namespaces.
+fn user(entered: bool, refused: Option<String>) -> Finding {
+    let check = "user";
+    match (refused, entered) {
+        (Some(why), _) => Finding::failed(check, "an ordinary user", why),
+        (None, true) => Finding::ok(check, "an ordinary user, root in namespaces of its own"),
+        (None, false) if rustix::process::geteuid().is_root() => Finding::ok(check, "root"),
+        (None, false) => Finding::info(check, "an ordinary user"),
+    }
 }
 
 fn capabilities(checked: Result<(), Lacking>) -> Finding {
@@ -71,6 +85,14 @@ mod tests {
         assert_eq!(found.status, Status::Failed);
         assert!(found.detail.contains("CAP_SYS_ADMIN") && remedy(&found).contains("root"));
         assert_eq!(capabilities(Ok(())).status, Status::Ok);
+    }
+
+    #[test]
+    fn what_keeps_an_ordinary_user_out_is_a_failure_with_its_remedy() {
+        let found = user(false, Some("install the package uidmap".to_owned()));
+        assert_eq!(found.status, Status::Failed);
+        assert!(remedy(&found).contains("uidmap"));
+        assert!(user(true, None).detail.contains("namespaces"));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tar::EntryType;
 use super::Limits;
 use super::tree::{self, Tree};
 use crate::image::error::{ImageError, Result};
+use crate::sys::userns;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -50,6 +51,8 @@ pub(super) struct Unpacker<'a> {
     limits: Limits,
     tree: Tree,
     privileged: bool,
+    /// Root of a user namespace only: owners can be set, but there are no devices and no attributes for the machine's root.
+    confined: bool,
     bytes: u64,
     entries: u64,
     /// Folders get their times last: filling them changes them.
@@ -65,6 +68,7 @@ impl<'a> Unpacker<'a> {
             limits,
             tree,
             privileged: rustix::process::geteuid().is_root(),
+            confined: userns::inside(),
             bytes: 0,
             entries: 0,
             folders: Vec::new(),
@@ -359,6 +363,13 @@ impl<'a> Unpacker<'a> {
         if kind != FileType::Fifo && !self.privileged {
             return Err(ImageError::DeviceRefused(shown.to_owned()));
         }
+        if kind != FileType::Fifo && self.confined {
+            // Containers get their devices when they are made, and could not use this one.
+            tracing::debug!(
+                "{shown} is a device, which only the machine's root can make: left out"
+            );
+            return Ok(());
+        }
         let header = entry.header();
         let number = |number: io::Result<Option<u32>>| number.ok().flatten().unwrap_or(0);
         let device = makedev(number(header.device_major()), number(header.device_minor()));
@@ -428,7 +439,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn make_opaque(&self, folder: BorrowedFd<'_>) -> io::Result<()> {
-        let name = if self.privileged {
+        let name = if self.privileged && !self.confined {
             "trusted.overlay.opaque"
         } else {
             "user.overlay.opaque"
@@ -443,7 +454,7 @@ impl<'a> Unpacker<'a> {
         }
         fchmod(fd, metadata.mode)?;
         for (name, value) in &metadata.xattrs {
-            if !self.privileged && name.starts_with("security.") {
+            if !self.may_set(name) {
                 continue;
             }
             match fsetxattr(fd, name.as_str(), value, XattrFlags::empty()) {
@@ -453,6 +464,16 @@ impl<'a> Unpacker<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether this user may set an extended attribute; files work without those that it may not.
+    fn may_set(&self, name: &str) -> bool {
+        match (self.privileged, self.confined) {
+            (true, false) => true,
+            // Linux ties a program's capabilities to the user namespace.
+            (true, true) => name.starts_with("user.") || name == "security.capability",
+            (false, _) => !name.starts_with("security."),
+        }
     }
 
     fn own(&self, at: BorrowedFd<'_>, name: &OsStr, metadata: &Metadata) -> io::Result<()> {

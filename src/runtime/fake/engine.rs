@@ -280,6 +280,7 @@ fn checked(spec: &ContainerSpec, image_env: Vec<String>) -> Result<()> {
         limits: true,
         image_env,
         open_files: 1024,
+        device_rules: true,
     };
     let named = |text: String| invalid(format!("container {}: {text}", spec.id));
     oci::spec(spec, &place).map_err(|error| named(error.to_string()))?;

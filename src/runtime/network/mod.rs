@@ -8,9 +8,12 @@
 //!
 //! Most of what a connection takes is waiting for Linux, so containers that come or go at once do it side by side: only
 //! the choice of address and ports is made one after the other, and one write of the rules serves all who wait for it.
+//!
+//! An ordinary user's agent has all of that in a network namespace of its own (`outer`).
 
 mod firewall;
 mod links;
+mod outer;
 mod rules;
 mod store;
 
@@ -25,6 +28,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::PortBinding;
+pub use outer::Outer;
 use rules::Rules;
 use store::{Locked, Record, Store};
 
@@ -63,6 +67,19 @@ pub enum NetworkError {
     /// The program `nft` failed or is missing.
     #[error("cannot change the firewall: {0}; is the package nftables installed?")]
     Firewall(String),
+    /// A network namespace of ours has no way out.
+    #[error(
+        "containers have no way out: {0}; install the package passt (program pasta) or slirp4netns"
+    )]
+    WayOut(String),
+    /// The program that listens on a container's host ports does not.
+    #[error("the ports of container {id} are not forwarded: {said}")]
+    Listener {
+        /// The container.
+        id: String,
+        /// What it said.
+        said: String,
+    },
     /// A file, mount or thread failed.
     #[error("cannot {action}")]
     Host {
@@ -90,13 +107,15 @@ impl NetworkError {
 }
 
 /// How the bridge is called and addressed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct NetworkConfig {
     /// Name of the bridge and of the nftables table; by default derived from the run directory.
     pub name: Option<String>,
     /// Addresses of the bridge (its first) and of the containers; by default the first candidate that nothing on this
     /// host uses.
     pub subnet: Option<Ipv4Net>,
+    /// The network namespace of an ordinary user's agent, where the bridge is then; by default it is on the host itself.
+    pub outer: Option<Outer>,
 }
 
 /// A container's connection.
@@ -250,7 +269,59 @@ pub fn forward_is_dropped() -> Result<bool, NetworkError> {
 }
 
 impl Shared {
+    /// [`Self::attach_here`] where the bridge is, and from the host to there.
     fn attach(&self, id: &str, ports: Vec<(u16, u16)>) -> Result<Attachment, NetworkError> {
+        let attached = self.store.at_bridge(|| self.attach_here(id, ports))?;
+        if let Err(error) = self.listen(id, &attached) {
+            if let Err(undo) = self.detach(id) {
+                tracing::warn!("undoing the connection of {id}: {undo}");
+            }
+            return Err(error);
+        }
+        Ok(attached)
+    }
+
+    fn detach(&self, id: &str) -> Result<(), NetworkError> {
+        let all = self.store.lock()?.all()?;
+        if all.iter().all(|(known, _)| known != id) {
+            return Ok(());
+        }
+        outer::stop_listening(&self.store.listener(id))?;
+        self.store.at_bridge(|| self.detach_here(id))
+    }
+
+    fn ensure(&self) -> Result<(), NetworkError> {
+        let mut all = self.store.lock()?.all()?;
+        all.retain(|(_, record)| !record.leaving);
+        if all.is_empty() {
+            return Ok(());
+        }
+        self.store.at_bridge(|| self.ensure_here())?;
+        let ends = all
+            .iter()
+            .map(|(id, record)| self.listen(id, &record.attachment));
+        several(ends.filter_map(Result::err).collect())
+    }
+
+    fn teardown(&self) -> Result<(), NetworkError> {
+        let all = self.store.lock()?.all()?;
+        let ends = all
+            .iter()
+            .map(|(id, _)| outer::stop_listening(&self.store.listener(id)));
+        let mut errors: Vec<_> = ends.filter_map(Result::err).collect();
+        errors.extend(self.store.at_bridge(|| self.teardown_here()).err());
+        several(errors)
+    }
+
+    /// Has a program listen on a container's host ports where rules on the host cannot, unless one does.
+    fn listen(&self, id: &str, attachment: &Attachment) -> Result<(), NetworkError> {
+        match &self.store.outer {
+            Some(outer) => outer.listen(id, &self.store.listener(id), attachment),
+            None => Ok(()),
+        }
+    }
+
+    fn attach_here(&self, id: &str, ports: Vec<(u16, u16)>) -> Result<Attachment, NetworkError> {
         if id.is_empty() || id.starts_with('.') || id.contains('/') {
             return Err(NetworkError::InvalidId(id.to_owned()));
         }
@@ -263,7 +334,7 @@ impl Shared {
         );
         drop((alone, bridge));
         if let Err(error) = connected {
-            if let Err(undo) = self.detach(id) {
+            if let Err(undo) = self.detach_here(id) {
                 tracing::warn!("undoing the connection of {id}: {undo}");
             }
             return Err(error);
@@ -312,7 +383,7 @@ impl Shared {
     }
 
     /// Every step is tried; what failed is collected, and the record stays for the next time.
-    fn detach(&self, id: &str) -> Result<(), NetworkError> {
+    fn detach_here(&self, id: &str) -> Result<(), NetworkError> {
         let store = &self.store;
         let records = store.lock()?;
         let all = records.all()?;
@@ -354,7 +425,7 @@ impl Shared {
         records.remove(id)
     }
 
-    fn ensure(&self) -> Result<(), NetworkError> {
+    fn ensure_here(&self) -> Result<(), NetworkError> {
         let store = &self.store;
         let _bridge = store.keep_bridge()?;
         let records = store.lock()?;
@@ -368,10 +439,10 @@ impl Shared {
         self.rules.follow(store)
     }
 
-    fn teardown(&self) -> Result<(), NetworkError> {
+    fn teardown_here(&self) -> Result<(), NetworkError> {
         let store = &self.store;
         let all = store.lock()?.all()?;
-        let errors = all.iter().filter_map(|(id, _)| self.detach(id).err());
+        let errors = all.iter().filter_map(|(id, _)| self.detach_here(id).err());
         let mut errors: Vec<_> = errors.collect();
         let _bridge = store.take_bridge()?;
         if store

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::outer::Outer;
 use super::{Attachment, NetworkConfig, NetworkError, links};
 
 /// Where a subnet is looked for: private addresses that engines and clouds use least.
@@ -36,6 +37,8 @@ pub(super) struct Store {
     /// Name of the bridge and the table.
     pub(super) name: String,
     configured: Option<Ipv4Net>,
+    /// Where the bridge is, if not on the host itself.
+    pub(super) outer: Option<Outer>,
 }
 
 /// The records while this process may change them: for moments only.
@@ -73,6 +76,7 @@ impl Store {
             netns,
             name,
             configured: config.subnet,
+            outer: config.outer,
         })
     }
 
@@ -118,6 +122,22 @@ impl Store {
     /// The namespace file of a container.
     pub(super) fn netns(&self, id: &str) -> PathBuf {
         self.netns.join(id)
+    }
+
+    /// Does something in the network namespace of the bridge.
+    pub(super) fn at_bridge<T: Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, NetworkError> + Send,
+    ) -> Result<T, NetworkError> {
+        match &self.outer {
+            Some(outer) => outer.inside(work),
+            None => work(),
+        }
+    }
+
+    /// The file that tells of the program that listens on a container's host ports.
+    pub(super) fn listener(&self, id: &str) -> PathBuf {
+        self.folder.join(format!("{id}.listener"))
     }
 
     /// Waits until nobody else changes the records.
