@@ -2,8 +2,10 @@
 # make test: every lane, one after the other. Ends with one line, `N passed, N failed, N skipped`, over all of them.
 # Each lane's full output is in target/test-logs; what failed and what was skipped is shown here.
 #
-#   test.sh [LANE...]     rust, containerd, docker, doc, real_stack, vm; all of them without arguments
-#   test.sh --runtime E   one engine alone (youki, containerd, docker): conformance, lifecycle, the program itself
+#   test.sh [LANE...]     rust, containerd, docker, newer, doc, real_stack, vm; all of them without arguments
+#   test.sh --runtime E [SUITE [STORE]]
+#                         one engine alone (youki, containerd, docker): conformance, lifecycle, the program itself; the machine's,
+#                         or that of a suite of Debian (trixie, sid); with STORE `containerd` Docker keeps its images there
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/build-deps.sh
@@ -41,7 +43,7 @@ rust_lane() {
     f=$(( $(number_before failed <<< "$summary") + $(number_before 'timed out' <<< "$summary") + $(number_before 'exec failed' <<< "$summary") ))
     grep -E '^ *(FAIL|TIMEOUT|SIGABRT|SIGSEGV|ABORT) ' "$log" | sort -u
   else
-    [ "$name" = rust ] && name_filter= || name_filter=$name::
+    [ "$name" = rust ] && name_filter= || name_filter=${name%%-*}::
     # shellcheck disable=SC2086
     "$@" cargo test --workspace --lib --bins --tests --no-fail-fast -- --nocapture $name_filter > "$log" 2>&1 || status=$?
     summary=$(grep -E '^test result:' "$log")
@@ -50,10 +52,29 @@ rust_lane() {
   fi
   finish "$name" "$status" "$log" "$p" "$f" "$s" "$start"
 }
-# engine_lane ENGINE: the tests of an engine with a daemon, which all share one, and the program itself on it.
+# engine_lane ENGINE FILTER [SUITE [STORE]]: the tests of an engine with a daemon, which all share one: the machine's, or a suite's of
+# Debian, and Docker's with another store of images.
 engine_lane() {
-  rust_lane "$1" "$(of_engine "$1") | binary(node)" env BACKENDAI_TEST_RUNTIME="$1" tests/daemons/lane.sh "$1"
+  local engine=$1 filter=$2 suite=${3:-} store=${4:-}
+  local name=$engine${suite:+-$suite}${store:+-$store}
+  if [ -n "$suite" ] && ! as_root env HOME="$HOME" tests/daemons/debian.sh "$suite" > "$logs/$name.log"; then
+    echo "    skipped: needs the engines of Debian $suite"
+    count 0 0 1 "$name" 0
+    return
+  fi
+  rust_lane "$name" "$filter" env BACKENDAI_TEST_RUNTIME="$engine" ${suite:+BACKENDAI_TEST_DEBIAN="$suite"} \
+    ${store:+BACKENDAI_TEST_DOCKER_STORE="$store"} tests/daemons/lane.sh "$engine"
 }
+# All of an engine's tests, and the program itself on it.
+whole() { echo "$(of_engine "$1") | binary(node)"; }
+# newer_lane: the promises of the contract on engines newer than the machine's.
+newer_lane() {
+  engine_lane containerd "$(promises containerd)" trixie
+  engine_lane containerd "$(promises containerd)" sid
+  engine_lane docker "$(promises docker)" trixie
+  engine_lane docker "$(promises docker)" sid containerd
+}
+promises() { echo "(binary(conformance) & test(/(^|::)$1::/)) | (binary($1) & test(/images/))"; }
 
 doc_lane() {
   local log=$logs/doc.log status=0 summary start=$SECONDS
@@ -77,7 +98,7 @@ finish() {
   local lane=$1 status=$2 log=$3 p=$4 f=$5 s=$6 start=$7 lacking
   # what lacks cgroup v2 here runs in the virtual machine, and is counted there
   lacking=$(skips_in "$log" | sed 's/version 2 cgroup.*/& (runs in the virtual machine)/')
-  if [ -n "$lacking" ] && [[ $lane =~ ^(rust|youki|containerd|docker)$ ]]; then
+  if [ -n "$lacking" ] && [[ $lane =~ ^(rust|youki|containerd.*|docker.*)$ ]]; then
     echo "$lacking"
     p=$((p - $(wc -l <<< "$lacking"))) s=$((s + $(grep -vc 'runs in the virtual machine' <<< "$lacking")))
   fi
@@ -92,18 +113,23 @@ finish() {
 }
 
 # One engine: its lane, and for the engine without a daemon what runs on it in the rust lane.
+suite='' store=''
 if [ "${1:-}" = --runtime ]; then
+  suite=${3:-} store=${4:-}
   case ${2:-} in
-    youki|containerd|docker) set -- "$2";;
+    youki) [ -z "$suite$store" ] || die "youki is a part of the agent: Debian has no other one";;
+    containerd) [ -z "$store" ] || die "only Docker has another store of images";;
+    docker) ;;
     *) die "no runtime ${2:-}: there are youki, containerd, docker";;
   esac
+  set -- "$2"
 fi
-[ $# -gt 0 ] || set -- rust containerd docker doc real_stack vm
+[ $# -gt 0 ] || set -- rust containerd docker newer doc real_stack vm
 wants() { local lane; for lane in "${lanes[@]}"; do case $lane in $1) return 0;; esac; done; return 1; }
 lanes=("$@")
 need_build && need_runtime && need_apt python3 python3-venv busybox-static jq iptables &&
   need_services etcd-server redis-server docker-registry || exit 1
-if wants 'rust|containerd|docker|real_stack'; then need_services containerd runc docker.io || exit 1; fi
+if wants 'rust|containerd|docker|newer|real_stack'; then need_services containerd runc docker.io || exit 1; fi
 say "building"
 if ! cargo build --workspace > "$logs/build.log" 2>&1; then
   tail -40 "$logs/build.log" >&2
@@ -115,11 +141,12 @@ for lane in "$@"; do
   case $lane in
     rust) rust_lane rust "not ($others)";;
     youki) rust_lane youki "(kind(test) & (test(/(^|::)youki::/) | binary(node))) - ($others)";;
-    containerd|docker) engine_lane "$lane";;
+    containerd|docker) engine_lane "$lane" "$(whole "$lane")" "$suite" "$store";;
+    newer) newer_lane;;
     doc) doc_lane;;
     real_stack) script_lane real_stack tests/real_stack/run.sh --all;;
     vm) script_lane vm tests/vm/lane.sh;;
-    *) die "no lane $lane: there are rust, youki, containerd, docker, doc, real_stack, vm";;
+    *) die "no lane $lane: there are rust, youki, containerd, docker, newer, doc, real_stack, vm";;
   esac
 done
 echo "$passed passed, $failed failed, $skipped skipped"

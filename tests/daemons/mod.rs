@@ -1,6 +1,7 @@
 //! Daemons of engines for tests, on folders and sockets of their own: dockerd and containerd, which a test can kill, freeze
 //! and start again. `BACKENDAI_TEST_DOCKER` (`unix://…`) and `BACKENDAI_TEST_CONTAINERD` (a path) name running ones for a
-//! whole lane (`lane.sh`); without them each test starts its own.
+//! whole lane (`lane.sh`); without them each test starts its own. In a lane with another suite of Debian they are that
+//! suite's, by `BACKENDAI_TEST_USR`.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub mod calls;
@@ -46,6 +47,13 @@ impl Kind {
             Self::Containerd => "containerd.sock",
         }
     }
+}
+
+/// Whether dockerds keep their images in containerd's store (`dockerd.sh`).
+pub fn docker_stores_in_containerd() -> bool {
+    #[allow(clippy::disallowed_methods, reason = "the lane's script tells")]
+    let store = std::env::var("BACKENDAI_TEST_DOCKER_STORE");
+    store.is_ok_and(|store| store == "containerd")
 }
 
 /// A daemon of this test's own, or the lane's.
@@ -119,17 +127,14 @@ impl OwnDaemon {
     ///
     /// Says what the machine lacks when the program is not installed.
     pub fn start(kind: Kind, options: &[&str]) -> Result<Self, String> {
-        if installed(kind.program()) {
-            own_network();
-        }
+        lacking(kind).map_or(Ok(()), Err)?;
+        own_network();
         Self::start_here(kind, options)
     }
 
     /// Like [`Self::start`], for a caller whose whole process is in a network namespace of its own.
     pub fn start_here(kind: Kind, options: &[&str]) -> Result<Self, String> {
-        if !installed(kind.program()) {
-            return Err(format!("needs {} (not installed)", kind.program()));
-        }
+        lacking(kind).map_or(Ok(()), Err)?;
         let prefix = format!("bai-{}-", kind.program());
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir();
         let folder = folder.expect("temp dir");
@@ -292,10 +297,17 @@ fn spawn(kind: Kind, folder: &Path, options: &[String]) -> Child {
         .expect("the script can be run")
 }
 
-fn installed(program: &str) -> bool {
-    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"]
+/// What is missing to start a daemon.
+fn lacking(kind: Kind) -> Option<String> {
+    let program = kind.program();
+    #[allow(clippy::disallowed_methods, reason = "the lane's script tells")]
+    if std::env::var_os("BACKENDAI_TEST_USR").is_some() {
+        return None;
+    }
+    let installed = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"]
         .iter()
-        .any(|folder| Path::new(folder).join(program).exists())
+        .any(|folder| Path::new(folder).join(program).exists());
+    (!installed).then(|| format!("needs {program} (not installed)"))
 }
 
 /// Gives this thread, and the threads and programs that it starts, a network namespace of its own, once.

@@ -220,7 +220,8 @@ impl Node {
             left.extend(names.into_iter().map(|name| format!("{folder}/{name}")));
         }
         let records = names(&dir.join("run/network"));
-        left.extend(records.into_iter().filter(|name| name != "lock"));
+        let lock = |name: &String| ["bridge", "lock", "rules"].contains(&name.as_str());
+        left.extend(records.into_iter().filter(|name| !lock(name)));
         left.extend(self.processes());
         left.extend(self.containers());
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");

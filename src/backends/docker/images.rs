@@ -304,7 +304,8 @@ fn checked(image: &str) -> Result<String, ImageError> {
 fn info(raw: ImageInspect) -> ImageInfo {
     let config = raw.config.unwrap_or_default();
     let digests = raw.repo_digests.unwrap_or_default();
-    let is_name = |name: &String| !name.contains("<none>");
+    // With containerd's store an image that was pulled by its digest has that in place of a tag.
+    let is_name = |name: &String| !name.contains("<none>") && !name.contains('@');
     let mut names: Vec<String> = raw
         .repo_tags
         .into_iter()
@@ -401,5 +402,20 @@ fn pull_failed(image: &str, error: RuntimeError) -> ImageError {
         }
     } else {
         error.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_names_no_tag_is_no_name_whichever_store_tells_it() {
+        let by_digest = format!("local/a@sha256:{}", "0a".repeat(32));
+        let raw = json!({"Id": "sha256:1", "RepoTags": ["local/b:1", by_digest, "<none>:<none>", "local/a:1"]});
+        let image = info(serde_json::from_value(raw).expect("a record"));
+        assert_eq!(image.names, ["local/a:1", "local/b:1"]);
     }
 }
