@@ -3,9 +3,10 @@
 # Each lane's full output is in target/test-logs; what failed and what was skipped is shown here.
 #
 #   test.sh [LANE...]     rust, containerd, docker, newer, doc, real_stack, vm; all of them without arguments
-#   test.sh --runtime E [SUITE [STORE]]
-#                         one engine alone (youki, containerd, docker): conformance, lifecycle, the program itself; the machine's,
-#                         or that of a suite of Debian (trixie, sid); with STORE `containerd` Docker keeps its images there
+#   test.sh --runtime E [--debian SUITE] [--store containerd] [--handler H]
+#                         one engine alone (youki, containerd, docker): conformance, lifecycle, the program itself. The machine's, or
+#                         that of a suite of Debian (trixie, sid); Docker's images in containerd's store; containerd on the
+#                         handler runc, crun or youki
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/build-deps.sh
@@ -52,18 +53,22 @@ rust_lane() {
   fi
   finish "$name" "$status" "$log" "$p" "$f" "$s" "$start"
 }
-# engine_lane ENGINE FILTER [SUITE [STORE]]: the tests of an engine with a daemon, which all share one: the machine's, or a suite's of
-# Debian, and Docker's with another store of images.
+# engine_lane ENGINE FILTER [SUITE [STORE [HANDLER]]]: the tests of an engine with a daemon, which all share one: the machine's, or a
+# suite's of Debian, Docker's with another store of images, containerd's on another handler.
 engine_lane() {
-  local engine=$1 filter=$2 suite=${3:-} store=${4:-}
-  local name=$engine${suite:+-$suite}${store:+-$store}
+  local engine=$1 filter=$2 suite=${3:-} store=${4:-} handler=${5:-} program=${5:-}
+  local name=$engine${suite:+-$suite}${store:+-$store}${handler:+-$handler}
+  if [ "$handler" = youki ]; then
+    need_cargo_tool youki "$youki_version" --no-default-features --features v1,v2,systemd,seccomp || die "youki cannot be installed"
+    program=$(command -v youki)
+  fi
   if [ -n "$suite" ] && ! as_root env HOME="$HOME" tests/daemons/debian.sh "$suite" > "$logs/$name.log"; then
     echo "    skipped: needs the engines of Debian $suite"
     count 0 0 1 "$name" 0
     return
   fi
   rust_lane "$name" "$filter" env BACKENDAI_TEST_RUNTIME="$engine" ${suite:+BACKENDAI_TEST_DEBIAN="$suite"} \
-    ${store:+BACKENDAI_TEST_DOCKER_STORE="$store"} tests/daemons/lane.sh "$engine"
+    ${store:+BACKENDAI_TEST_DOCKER_STORE="$store"} ${program:+BACKENDAI_TEST_HANDLER="$program"} tests/daemons/lane.sh "$engine"
 }
 # All of an engine's tests, and the program itself on it.
 whole() { echo "$(of_engine "$1") | binary(node)"; }
@@ -113,17 +118,25 @@ finish() {
 }
 
 # One engine: its lane, and for the engine without a daemon what runs on it in the rust lane.
-suite='' store=''
-if [ "${1:-}" = --runtime ]; then
-  suite=${3:-} store=${4:-}
-  case ${2:-} in
-    youki) [ -z "$suite$store" ] || die "youki is a part of the agent: Debian has no other one";;
-    containerd) [ -z "$store" ] || die "only Docker has another store of images";;
-    docker) ;;
-    *) die "no runtime ${2:-}: there are youki, containerd, docker";;
+engine='' suite='' store='' handler=''
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --runtime) engine=${2:-};;
+    --debian) suite=${2:-};;
+    --store) store=${2:-};;
+    --handler) handler=${2:-};;
+    *) die "no option $1";;
   esac
-  set -- "$2"
-fi
+  shift 2
+done
+case $engine:$store:$handler in
+  ::) ;;
+  youki::) [ -z "$suite" ] || die "youki is a part of the agent: Debian has no other one";;
+  containerd::*|docker::|docker:containerd:) ;;
+  youki:*|containerd:*|docker:*) die "stores are docker's (containerd), handlers are containerd's (runc, crun, youki)";;
+  *) die "no runtime $engine: there are youki, containerd, docker";;
+esac
+[ -z "$engine" ] || set -- "$engine"
 [ $# -gt 0 ] || set -- rust containerd docker newer doc real_stack vm
 wants() { local lane; for lane in "${lanes[@]}"; do case $lane in $1) return 0;; esac; done; return 1; }
 lanes=("$@")
@@ -141,7 +154,7 @@ for lane in "$@"; do
   case $lane in
     rust) rust_lane rust "not ($others)";;
     youki) rust_lane youki "(kind(test) & (test(/(^|::)youki::/) | binary(node))) - ($others)";;
-    containerd|docker) engine_lane "$lane" "$(whole "$lane")" "$suite" "$store";;
+    containerd|docker) engine_lane "$lane" "$(whole "$lane")" "$suite" "$store" "$handler";;
     newer) newer_lane;;
     doc) doc_lane;;
     real_stack) script_lane real_stack tests/real_stack/run.sh --all;;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::busybox;
 pub use crate::busybox::{IMAGE, exec_spec};
-use crate::daemons::{Kind, OwnDaemon};
+use crate::daemons::{self, Kind, OwnDaemon};
 
 /// A node with its own containerd.
 pub struct Node {
@@ -111,6 +111,7 @@ fn config(daemon: &OwnDaemon, dir: &Path) -> EngineConfig {
         state_dir: dir.join("state"),
         run_dir: dir.join("run"),
         endpoint: Some(daemon.endpoint()),
+        handler: daemons::handler(),
         ..EngineConfig::default()
     }
 }

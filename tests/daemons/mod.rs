@@ -56,6 +56,12 @@ pub fn docker_stores_in_containerd() -> bool {
     store.is_ok_and(|store| store == "containerd")
 }
 
+/// What shall run containers below containerd, when the lane names it.
+pub fn handler() -> Option<String> {
+    #[allow(clippy::disallowed_methods, reason = "the lane's script tells")]
+    std::env::var("BACKENDAI_TEST_HANDLER").ok()
+}
+
 /// A daemon of this test's own, or the lane's.
 #[derive(Debug)]
 pub enum Daemon {

@@ -468,6 +468,7 @@ async fn open(kind: RuntimeKind, folder: &Path, daemon: Option<&Daemon>) -> Engi
         run_dir: folder.join("run"),
         monitor_exe: Some(env!("CARGO_BIN_EXE_backendai-agent").into()),
         endpoint: daemon.map(Daemon::endpoint),
+        handler: daemons::handler(),
         ..EngineConfig::default()
     };
     let engine = backends::open(kind, config).await;

@@ -140,8 +140,7 @@ fn listening() -> Vec<String> {
     ports
 }
 
-/// Descriptors of this process, which is the agent's.
-/// One entry for each, so that more of them are seen.
+/// Descriptors of this process, which is the agent's: an entry for each, so that more of them are seen.
 fn descriptors() -> Vec<String> {
     let open = fs::read_dir("/proc/self/fd").expect("fds").count();
     (0..open).map(|it| it.to_string()).collect()

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::daemons::{Daemon, Kind, OwnDaemon};
+use crate::daemons::{self, Daemon, Kind, OwnDaemon};
 use rustix::fs::{FlockOperation, OFlags, flock, open};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -361,6 +361,9 @@ fn settle_engine(command: &mut Command, kind: Kind, daemon: &Daemon) {
     };
     command.env("BACKEND_RUNTIME", name);
     command.env("BACKEND_RUNTIME_ENDPOINT", daemon.endpoint());
+    if let Some(handler) = daemons::handler() {
+        command.env("BACKEND_RUNTIME_HANDLER", handler);
+    }
 }
 
 /// Imports the image into a daemon that lacks it; gives a folder with what tests share besides.

@@ -11,7 +11,7 @@ use backendai_agent::image::{ImageAdmin, ImportOptions};
 use backendai_agent::runtime::{ContainerRuntime, Result, RuntimeError};
 
 use crate::busybox::{self, IMAGE};
-use crate::daemons::Daemon;
+use crate::daemons::{self, Daemon};
 
 /// Environment of the image.
 pub(super) const ENV: [&str; 2] = ["FROM_IMAGE=yes", "BOTH=image"];
@@ -41,6 +41,7 @@ pub(super) fn config(dir: &Path, daemon: &Daemon) -> EngineConfig {
         run_dir: dir.join("run"),
         monitor_exe: Some(PROGRAM.into()),
         endpoint: Some(daemon.endpoint()),
+        handler: daemons::handler(),
         ..EngineConfig::default()
     }
 }
