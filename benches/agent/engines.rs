@@ -19,7 +19,7 @@ use super::{ROUNDS, rpc};
 /// Kernels that are created at once.
 pub const AT_ONCE: usize = 20;
 /// How often.
-pub const TIMES: usize = 3;
+const TIMES: usize = 3;
 /// Ports of a kernel of the image: the runner's two and those of its services.
 const PORTS: u16 = 5;
 
@@ -59,10 +59,30 @@ pub async fn measure(engine: Engine, image: &Path, report: &mut Report) -> Resul
     ]
     .map(str::to_owned);
     let mut node = Node::start(folder.path(), image, &options).await?;
-    let named = |what: &str| Series::ms(format!("{what}.{}", engine.name));
+    let peer = Peer::new(engine.kind, daemon.socket(), image)?;
+    rounds(&node, engine.name, &peer, report).await?;
+    node.stop().await
+}
+
+/// What an engine is measured beside.
+pub trait Beside {
+    /// Makes one container of each peer and removes it; adds the times.
+    fn round(&self, create: &mut Series, destroy: &mut Series) -> Result<()>;
+
+    /// As many containers of each peer at once as kernels are asked for.
+    fn at_once(&self, many: &mut Series) -> Result<()>;
+}
+
+/// Creates, first outputs and ends of kernels, in turn with the peers; then twenty at once.
+pub async fn rounds(
+    node: &Node,
+    engine: &str,
+    peers: &impl Beside,
+    report: &mut Report,
+) -> Result<()> {
+    let named = |what: &str| Series::ms(format!("{what}.{engine}"));
     let (mut create, mut output, mut destroy) =
         (named("create"), named("create_to_output"), named("destroy"));
-    let peer = Peer::new(engine.kind, daemon.socket(), image)?;
     let mut rpc = node.rpc().await?;
     for round in 0..ROUNDS {
         let kernel = format!("bench-{round}");
@@ -76,20 +96,20 @@ pub async fn measure(engine: Engine, image: &Path, report: &mut Report) -> Resul
         rpc.call("destroy_kernel", vec![kernel.as_str().into()])
             .await?;
         destroy.push_ms(begin.elapsed());
-        peer.round(&mut create, &mut destroy)?;
+        peers.round(&mut create, &mut destroy)?;
     }
-    let mut many = many(&node, engine.name, &create).await?;
+    let mut many = many(node, engine, &create).await?;
     for _ in 0..TIMES {
-        peer.at_once(&mut many)?;
+        peers.at_once(&mut many)?;
     }
     for series in [create, output, destroy, many] {
         report.add(series);
     }
-    node.stop().await
+    Ok(())
 }
 
 /// Creations of twenty kernels at once, beside those of single ones.
-pub async fn many(node: &Node, engine: &str, single: &Series) -> Result<Series> {
+async fn many(node: &Node, engine: &str, single: &Series) -> Result<Series> {
     let mut series = Series::ms(format!("create_20.{engine}"));
     series.set_peer("single", single);
     for time in 0..TIMES {
@@ -136,7 +156,9 @@ impl Peer {
             }
         }
     }
+}
 
+impl Beside for Peer {
     fn round(&self, create: &mut Series, destroy: &mut Series) -> Result<()> {
         match self {
             Self::Docker(socket) => {
@@ -157,7 +179,6 @@ impl Peer {
         Ok(())
     }
 
-    /// As many containers at once as kernels are asked for.
     fn at_once(&self, series: &mut Series) -> Result<()> {
         match self {
             Self::Docker(socket) => {

@@ -59,7 +59,8 @@ async fn measure() -> Result<()> {
         pings(&node, &mut report).await?;
     }
     if wants("create") || wants("destroy") {
-        starts(&node, &mut report).await?;
+        let peers = peers::Peers::prepare(node.folder())?;
+        engines::rounds(&node, "youki", &peers, &mut report).await?;
     }
     if wants("execute") {
         executes(&node, &mut report).await?;
@@ -100,40 +101,6 @@ async fn pings(node: &Node, report: &mut Report) -> Result<()> {
         rate.push(rpc.flood("ping", vec!["hello".into()], 64, 20_000).await?);
     }
     report.add(rate);
-    Ok(())
-}
-
-/// Creates, first outputs and ends of kernels, in turn with the peers' containers of the same root file system.
-async fn starts(node: &Node, report: &mut Report) -> Result<()> {
-    let (mut create, mut output, mut destroy) = (
-        Series::ms("create.youki"),
-        Series::ms("create_to_output.youki"),
-        Series::ms("destroy.youki"),
-    );
-    let peers = peers::Peers::prepare(node.folder())?;
-    let mut rpc = node.rpc().await?;
-    for round in 0..ROUNDS {
-        let kernel = format!("bench-{round}");
-        let begin = Instant::now();
-        rpc.call("create_kernel", node.create_args(&kernel)).await?;
-        create.push_ms(begin.elapsed());
-        rpc.execute_until(&kernel, "print(1)", rpc::has_output)
-            .await?;
-        output.push_ms(begin.elapsed());
-        let begin = Instant::now();
-        rpc.call("destroy_kernel", vec![kernel.as_str().into()])
-            .await?;
-        destroy.push_ms(begin.elapsed());
-        peers.round(&mut create)?;
-    }
-    let mut many = engines::many(node, "youki", &create).await?;
-    for _ in 0..engines::TIMES {
-        peers.at_once(&mut many)?;
-    }
-    report.add(create);
-    report.add(output);
-    report.add(destroy);
-    report.add(many);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::wait::{WaitStatus, waitpid};
 use serde_json::{Value, json};
 
-use super::engines::AT_ONCE;
+use super::engines::{AT_ONCE, Beside};
 use super::report::Series;
 
 /// First argument of the helper process.
@@ -70,24 +70,6 @@ impl Peers {
         Ok(peers)
     }
 
-    /// One container of each peer, created, run and removed.
-    pub fn round(&self, series: &mut Series) -> Result<()> {
-        for program in &self.programs {
-            let begin = Instant::now();
-            self.once(program, 0)?;
-            series.push_peer(program, begin.elapsed());
-        }
-        Ok(())
-    }
-
-    /// As many containers of each peer at once as kernels are asked for.
-    pub fn at_once(&self, series: &mut Series) -> Result<()> {
-        for program in &self.programs {
-            series.push_peers(program, at_once(|n| self.once(program, n))?);
-        }
-        Ok(())
-    }
-
     fn once(&self, program: &str, n: usize) -> Result<()> {
         let id = format!("bench-peer-{n}");
         let mut command = if program == "libcontainer" {
@@ -108,6 +90,24 @@ impl Peers {
             command
         };
         ensure!(quiet(&mut command)?, "{program} failed");
+        Ok(())
+    }
+}
+
+impl Beside for Peers {
+    fn round(&self, create: &mut Series, _: &mut Series) -> Result<()> {
+        for program in &self.programs {
+            let begin = Instant::now();
+            self.once(program, 0)?;
+            create.push_peer(program, begin.elapsed());
+        }
+        Ok(())
+    }
+
+    fn at_once(&self, many: &mut Series) -> Result<()> {
+        for program in &self.programs {
+            many.push_peers(program, at_once(|n| self.once(program, n))?);
+        }
         Ok(())
     }
 }
