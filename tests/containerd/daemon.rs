@@ -3,60 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
-use backendai_agent::runtime::{
-    ContainerId, ContainerState, Mount, MountKind, NetworkMode, Result, RuntimeError,
-};
+use backendai_agent::runtime::{ContainerState, Mount, MountKind, NetworkMode};
 
+use crate::away::{Wait, assert_nothing_answers, in_time};
 use crate::node::{Node, exec_spec};
-
-/// SIGKILL.
-const KILL: i32 = 9;
-/// Far beyond every limit: a call that takes longer hangs.
-const HANGS: Duration = Duration::from_secs(60);
-
-fn assert_unavailable<T: std::fmt::Debug>(answer: Result<T>) {
-    assert!(
-        matches!(answer, Err(RuntimeError::Unavailable { .. })),
-        "{answer:?}"
-    );
-}
-
-async fn in_time<T>(call: impl Future<Output = T>) -> T {
-    tokio::time::timeout(HANGS, call).await.expect("it hangs")
-}
-
-/// Every verb but `wait` fails, and says that the engine does not answer.
-async fn assert_nothing_answers(node: &Node, id: &ContainerId) {
-    let (runtime, spec) = (&node.runtime, node.shell("true"));
-    let program = exec_spec(&["true"]);
-    let all = async {
-        tokio::join!(
-            runtime.info(),
-            runtime.create(&spec),
-            runtime.start(id),
-            runtime.kill(id, KILL),
-            runtime.remove(id),
-            runtime.inspect(id),
-            runtime.list(),
-            runtime.logs(id, 10),
-            runtime.exec(id, &program),
-            node.images.list(),
-            node.another(),
-        )
-    };
-    let all = in_time(all).await;
-    assert_unavailable(all.0);
-    assert_unavailable(all.1);
-    assert_unavailable(all.2);
-    assert_unavailable(all.3);
-    assert_unavailable(all.4);
-    assert_unavailable(all.5);
-    assert_unavailable(all.6);
-    assert_unavailable(all.7);
-    assert_unavailable(all.8);
-    assert_unavailable(all.9);
-    assert_unavailable(all.10);
-}
 
 /// A container that goes on when the file `go/name` is there.
 fn waiting(node: &Node, then: &str) -> backendai_agent::runtime::ContainerSpec {
@@ -80,9 +30,7 @@ async fn containers_outlive_a_daemon_that_is_killed_and_a_wait_goes_on() {
     };
     let id = node.launch(&waiting(&node, "echo bye; exit 11")).await;
     let before = node.runtime.list().await.expect("list");
-    let runtime = node.runtime.clone();
-    let waited = id.clone();
-    let waits = tokio::task::JoinSet::from_iter([async move { runtime.wait(&waited).await }]);
+    let wait = Wait::begin(&node, &id);
     node.daemon.kill();
     assert_nothing_answers(&node, &id).await;
     node.daemon.start_again();
@@ -91,8 +39,7 @@ async fn containers_outlive_a_daemon_that_is_killed_and_a_wait_goes_on() {
     let output = node.runtime.exec(&id, &exec_spec(&["echo", "alive"])).await;
     assert_eq!(output.expect("exec").stdout, b"alive\n");
     fs::write(node.dir.path().join("go/now"), "").expect("a file");
-    let ends = in_time(waits.join_all()).await;
-    assert_eq!(ends[0].as_ref().expect("wait").code, 11);
+    assert_eq!(wait.end().await.code, 11);
     let log = node.runtime.logs(&id, 100).await.expect("logs");
     assert_eq!(log, b"here\nbye\n");
     // What was seen once is known for ever, whatever the daemon forgets.
@@ -140,9 +87,7 @@ async fn a_frozen_daemon_is_told_and_answers_when_it_goes_on() {
         return;
     };
     let id = node.launch(&waiting(&node, "exit 12")).await;
-    let runtime = node.runtime.clone();
-    let waited = id.clone();
-    let waits = tokio::task::JoinSet::from_iter([async move { runtime.wait(&waited).await }]);
+    let wait = Wait::begin(&node, &id);
     node.daemon.freeze();
     assert_nothing_answers(&node, &id).await;
     node.daemon.thaw();
@@ -153,9 +98,8 @@ async fn a_frozen_daemon_is_told_and_answers_when_it_goes_on() {
     };
     in_time(found).await;
     fs::write(node.dir.path().join("go/now"), "").expect("a file");
-    let ends = in_time(waits.join_all()).await;
     // The signal that was asked for while it was frozen may have come through after all.
-    let code = ends[0].as_ref().expect("wait").code;
+    let code = wait.end().await.code;
     assert!([12, 137].contains(&code), "{code}");
     node.runtime.remove(&id).await.expect("remove");
     assert_eq!(node.runtime.list().await.expect("list"), []);

@@ -1,11 +1,15 @@
 //! What is containerd's alone: a daemon that dies and freezes, its images and snapshotters, what runs containers below it.
 
+#[path = "../daemons/away.rs"]
+mod away;
 #[path = "../busybox/mod.rs"]
 mod busybox;
+mod containerd;
 mod daemon;
 #[path = "../daemons/mod.rs"]
 mod daemons;
 mod images;
+#[path = "../daemons/node.rs"]
 mod node;
 #[allow(
     clippy::unwrap_used,

@@ -2,57 +2,11 @@
 
 use std::time::Duration;
 
-use backendai_agent::runtime::{ContainerState, Result, RuntimeError};
+use backendai_agent::runtime::{ContainerState, RuntimeError};
 
+use crate::away::{KILL, Wait, assert_nothing_answers, assert_unavailable, in_time};
 use crate::daemons::docker_stores_in_containerd;
 use crate::node::{Node, exec_spec};
-
-/// SIGKILL.
-const KILL: i32 = 9;
-/// Far beyond every limit: a call that takes longer hangs.
-const HANGS: Duration = Duration::from_secs(60);
-
-fn assert_unavailable<T: std::fmt::Debug>(answer: Result<T>) {
-    assert!(
-        matches!(answer, Err(RuntimeError::Unavailable { .. })),
-        "{answer:?}"
-    );
-}
-
-async fn in_time<T>(call: impl Future<Output = T>) -> T {
-    tokio::time::timeout(HANGS, call).await.expect("it hangs")
-}
-
-/// Every verb but `wait` fails, and says that the engine does not answer.
-async fn assert_nothing_answers(node: &Node, id: &backendai_agent::runtime::ContainerId) {
-    let (runtime, spec) = (&node.runtime, node.shell("true"));
-    let program = exec_spec(&["true"]);
-    let all = async {
-        tokio::join!(
-            runtime.info(),
-            runtime.create(&spec),
-            runtime.start(id),
-            runtime.kill(id, KILL),
-            runtime.remove(id),
-            runtime.inspect(id),
-            runtime.list(),
-            runtime.logs(id, 10),
-            runtime.exec(id, &program),
-            node.images.list(),
-        )
-    };
-    let all = in_time(all).await;
-    assert_unavailable(all.0);
-    assert_unavailable(all.1);
-    assert_unavailable(all.2);
-    assert_unavailable(all.3);
-    assert_unavailable(all.4);
-    assert_unavailable(all.5);
-    assert_unavailable(all.6);
-    assert_unavailable(all.7);
-    assert_unavailable(all.8);
-    assert_unavailable(all.9);
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_daemon_is_told_and_the_wait_finds_the_end_when_it_is_back() {
@@ -60,15 +14,12 @@ async fn a_dead_daemon_is_told_and_the_wait_finds_the_end_when_it_is_back() {
         return;
     };
     let id = node.launch(&node.shell("echo here; sleep 1000")).await;
-    let runtime = node.runtime.clone();
-    let waited = id.clone();
-    let waiting = tokio::task::JoinSet::from_iter([async move { runtime.wait(&waited).await }]);
+    let wait = Wait::begin(&node, &id);
     node.daemon.kill();
     assert_nothing_answers(&node, &id).await;
     // Without live-restore dockerd ends what it finds running.
     node.daemon.start_again();
-    let ends = in_time(waiting.join_all()).await;
-    let end = ends.into_iter().next().expect("one wait").expect("wait");
+    let end = wait.end().await;
     let info = node.runtime.inspect(&id).await.expect("inspect");
     assert_eq!(
         (info.state, info.exit),
@@ -86,17 +37,14 @@ async fn with_live_restore_containers_outlive_the_daemon_and_waits_go_on() {
         return;
     };
     let id = node.launch(&node.shell("sleep 1000")).await;
-    let runtime = node.runtime.clone();
-    let waited = id.clone();
-    let waiting = tokio::task::JoinSet::from_iter([async move { runtime.wait(&waited).await }]);
+    let wait = Wait::begin(&node, &id);
     let before = node.runtime.list().await.expect("list");
     node.daemon.restart();
     assert_eq!(node.runtime.list().await.expect("list"), before);
     let output = node.runtime.exec(&id, &exec_spec(&["echo", "alive"])).await;
     assert_eq!(output.expect("exec").stdout, b"alive\n");
     node.runtime.kill(&id, KILL).await.expect("kill");
-    let ends = in_time(waiting.join_all()).await;
-    assert_eq!(ends[0].as_ref().expect("wait").code, 137);
+    assert_eq!(wait.end().await.code, 137);
     node.runtime.remove(&id).await.expect("remove");
 }
 
@@ -115,8 +63,10 @@ async fn a_frozen_daemon_is_told_and_what_it_makes_late_can_be_removed() {
     assert_unavailable(made);
     node.daemon.thaw();
     // What was asked of the frozen daemon it does now, though nobody waits for it any more.
-    let end = in_time(node.runtime.wait(&id)).await.expect("wait");
-    assert_eq!(end.code, 128 + KILL);
+    match in_time(node.runtime.wait(&id)).await {
+        Ok(end) => assert_eq!(end.code, 128 + KILL),
+        Err(error) => assert!(matches!(error, RuntimeError::NotFound(_)), "{error}"),
+    }
     let found = async {
         loop {
             let listed = node.runtime.list().await.expect("list");

@@ -1,9 +1,11 @@
-//! A containerd of a test's own, with an image of busybox, and the engine on it.
+//! A node of a test's own: an engine's daemon, an image of busybox, and the engine on them. What only one engine has is
+//! added where its tests are.
+#![allow(dead_code, reason = "each test program uses a part")]
 
-use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
-use backendai_agent::backends::{self, EngineConfig, RuntimeKind};
+use backendai_agent::backends::{self, Engine, EngineConfig, RuntimeKind};
 use backendai_agent::image::{ImageAdmin, ImportOptions};
 use backendai_agent::runtime::{ContainerId, ContainerRuntime, ContainerSpec, Result};
 use tempfile::TempDir;
@@ -12,48 +14,54 @@ use crate::busybox;
 pub use crate::busybox::{IMAGE, exec_spec};
 use crate::daemons::{self, Kind, OwnDaemon};
 
-/// A node with its own containerd.
+/// A node with its own daemon.
 pub struct Node {
     pub daemon: OwnDaemon,
     pub runtime: Arc<dyn ContainerRuntime>,
     pub images: Arc<dyn ImageAdmin>,
     pub dir: TempDir,
+    kind: RuntimeKind,
 }
 
 impl Node {
-    /// `None`, and the reason is said, on a machine without containerd.
-    pub async fn new() -> Option<Self> {
-        Self::with(|_| {}).await
-    }
-
-    /// With other settings of the engine.
-    pub async fn with(change: impl FnOnce(&mut EngineConfig)) -> Option<Self> {
-        let daemon = match OwnDaemon::start(Kind::Containerd, &[]) {
+    /// With these options of the daemon, and other settings of the engine; `None`, and the reason is said, on a machine
+    /// without it.
+    pub async fn start(
+        kind: Kind,
+        options: &[&str],
+        change: impl FnOnce(&mut EngineConfig),
+    ) -> Option<Self> {
+        let daemon = match OwnDaemon::start(kind, options) {
             Ok(daemon) => daemon,
             Err(lack) => {
                 println!("skipped: {lack}");
                 return None;
             }
         };
+        let kind = match kind {
+            Kind::Docker => RuntimeKind::Docker,
+            Kind::Containerd => RuntimeKind::Containerd,
+        };
         let dir = tempfile::tempdir().expect("a folder");
-        let mut config = config(&daemon, dir.path());
-        change(&mut config);
-        let engine = backends::open(RuntimeKind::Containerd, config).await;
+        let engine = open(kind, &daemon, &dir, change).await;
         let engine = engine.expect("the engine opens");
         let node = Self {
             daemon,
             runtime: engine.runtime,
             images: engine.images,
             dir,
+            kind,
         };
         node.import(IMAGE).await;
         Some(node)
     }
 
-    /// As another agent on the same folders would open it, or fail to.
-    pub async fn another(&self) -> Result<Arc<dyn ContainerRuntime>> {
-        let config = config(&self.daemon, self.dir.path());
-        let opened = backends::open(RuntimeKind::Containerd, config).await;
+    /// As another agent on the same folders opens it, with other settings, or fails to.
+    pub async fn another(
+        &self,
+        change: impl FnOnce(&mut EngineConfig),
+    ) -> Result<Arc<dyn ContainerRuntime>> {
+        let opened = open(self.kind, &self.daemon, &self.dir, change).await;
         opened.map(|engine| engine.runtime)
     }
 
@@ -91,27 +99,29 @@ impl Node {
         self.runtime.remove(&id).await.expect("remove");
         String::from_utf8(log).expect("text")
     }
-
-    /// What containerd's own client prints, in our namespace.
-    pub fn ctr(&self, args: &[&str]) -> String {
-        let output = std::process::Command::new("ctr")
-            .args(["-n", "backendai", "-a"])
-            .arg(self.daemon.socket())
-            .args(args)
-            .output()
-            .expect("ctr comes with containerd");
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "ctr {args:?}: {error}");
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    }
 }
 
-fn config(daemon: &OwnDaemon, dir: &Path) -> EngineConfig {
-    EngineConfig {
-        state_dir: dir.join("state"),
-        run_dir: dir.join("run"),
+async fn open(
+    kind: RuntimeKind,
+    daemon: &OwnDaemon,
+    dir: &TempDir,
+    change: impl FnOnce(&mut EngineConfig),
+) -> Result<Engine> {
+    let mut config = EngineConfig {
+        state_dir: dir.path().join("state"),
+        run_dir: dir.path().join("run"),
         endpoint: Some(daemon.endpoint()),
         handler: daemons::handler(),
         ..EngineConfig::default()
-    }
+    };
+    change(&mut config);
+    backends::open(kind, config).await
+}
+
+/// What an engine's own client prints.
+pub fn printed(mut client: Command) -> String {
+    let output = client.output().expect("it comes with the engine");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{client:?}: {error}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
