@@ -200,9 +200,8 @@ async fn push(args: PushArgs, common: &CommonArgs) -> anyhow::Result<()> {
         anyhow::bail!("standard input is the archive or the password, not both");
     }
     let bundle = if args.source == "-" || path.exists() {
-        let name = args.to.clone();
-        let open = move || Bundle::open(&path, Some(&name), &ImportOptions::default(), &scratch);
-        blocking(open).await??
+        let options = ImportOptions::default();
+        Bundle::read(&path, Some(&args.to), &options, &scratch).await?
     } else {
         let images = node::open_images(common).await?;
         images.export(&args.source, &scratch).await?

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{CommonArgs, run};
 use crate::agent::request::KernelId;
+use crate::kernel::mark;
 use crate::resource::slot::{SlotAmounts, short_size};
 use crate::resource::spec::ResourceSpec;
 use crate::runtime::{
@@ -34,6 +35,9 @@ pub struct Kernel {
     pub image: String,
     /// The kernel's folders, where they are found.
     pub scratch: Option<PathBuf>,
+    /// Id of its agent: the container tells the one that made it, and the folder the one that has taken it over from the
+    /// Python agent; empty where neither does.
+    pub agent: String,
     /// What the kernel was given, where its folder tells.
     pub slots: Option<SlotAmounts>,
     /// When the container's first process began, in seconds since 1970, while it lives.
@@ -109,19 +113,18 @@ impl Kernel {
                 .get(&container.image)
                 .unwrap_or(&container.image)
                 .clone(),
+            agent: container
+                .labels
+                .get(LABEL_AGENT_ID)
+                .cloned()
+                .or_else(|| mark::agent_of(scratch.as_deref()?))
+                .unwrap_or_default(),
             started_at: container.pid.and_then(|pid| places.proc.started_at(pid)),
             container,
             id,
             scratch,
             slots,
         }
-    }
-
-    /// Id of the agent that made it; empty where the container does not tell.
-    #[must_use]
-    pub fn agent(&self) -> &str {
-        let label = self.container.labels.get(LABEL_AGENT_ID);
-        label.map_or("", String::as_str)
     }
 
     /// Whether its program has not ended.
@@ -178,7 +181,7 @@ impl Kernel {
             ("started_at", json!(self.started_at)),
             ("address", json!(it.address)),
             ("ports", ports.into()),
-            ("agent_id", json!(some(self.agent()))),
+            ("agent_id", json!(some(&self.agent))),
             ("slots", json!(slots)),
         ];
         let fields = fields.into_iter();

@@ -100,7 +100,7 @@ fn table(kernels: &[Kernel], whole: bool) -> String {
             it.pid.map(|pid| pid.to_string()).unwrap_or_default(),
             it.address.map(|it| it.to_string()).unwrap_or_default(),
             ports(kernel),
-            agent(kernel.agent(), whole).to_owned(),
+            agent(&kernel.agent, whole).to_owned(),
             kernel.slots_text(),
         ]);
     }

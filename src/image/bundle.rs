@@ -95,6 +95,23 @@ impl Bundle {
         writer.finish(&added)
     }
 
+    /// Like [`Bundle::open`], and blocks nobody.
+    ///
+    /// # Errors
+    /// As [`Bundle::open`].
+    pub async fn read(
+        path: &Path,
+        name: Option<&str>,
+        options: &ImportOptions,
+        scratch: &Path,
+    ) -> Result<Self> {
+        let (path, name) = (path.to_owned(), name.map(str::to_owned));
+        let (options, scratch) = (options.clone(), scratch.to_owned());
+        let open = move || Self::open(&path, name.as_deref(), &options, &scratch);
+        let opened = tokio::task::spawn_blocking(open).await;
+        opened.expect("reading images does not panic and is not aborted")
+    }
+
     /// Like [`Bundle::open`] of a root file system's tar that is at hand.
     ///
     /// # Errors

@@ -97,6 +97,29 @@ impl ImageRef {
         }
     }
 
+    /// What an image is asked for by, checked to be a part of an address: its id as it is, or its name with the tag.
+    ///
+    /// # Errors
+    /// [`ImageError::Invalid`](super::ImageError) when it is neither.
+    pub fn key(image: &str) -> Result<String> {
+        match digest_hex(image) {
+            Some(_) => Ok(image.to_owned()),
+            None => Ok(Self::parse(image)?.to_string()),
+        }
+    }
+
+    /// Writes this name among an image's names as it is written here: engines write names of the default registry in
+    /// ways of their own.
+    pub fn spell(&self, names: &mut Vec<String>) {
+        let Some(name) = self.tagged() else { return };
+        let same = |known: &&mut String| Self::parse(known).is_ok_and(|it| it.same_image(self));
+        match names.iter_mut().find(same) {
+            Some(known) => *known = name,
+            None if self.digest.is_none() => names.push(name),
+            None => {}
+        }
+    }
+
     /// The tag.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
@@ -211,6 +234,33 @@ mod tests {
         assert!(!one.same_image(&ImageRef::parse("lablup/python:4").unwrap()));
         let official = ImageRef::parse("docker.io/busybox").unwrap();
         assert_eq!(official.pull_repository(), "library/busybox");
+    }
+
+    #[test]
+    fn a_name_is_written_as_it_was_asked_for() {
+        let spelled = |name: &str, known: &[&str]| {
+            let mut names: Vec<String> = known.iter().map(|&it| it.to_owned()).collect();
+            ImageRef::parse(name).unwrap().spell(&mut names);
+            names
+        };
+        let long = "index.docker.io/lablup/python:3";
+        let known = ["a/b:1", "lablup/python:3"];
+        assert_eq!(spelled(long, &known), ["a/b:1", long]);
+        assert_eq!(spelled("c/d:1", &known[..1]), ["a/b:1", "c/d:1"]);
+        let digest = format!("sha256:{}", "0f".repeat(32));
+        for name in [format!("r.io/x@{digest}"), format!("r.io/x:1@{digest}")] {
+            assert_eq!(spelled(&name, &known), known);
+        }
+    }
+
+    #[test]
+    fn an_image_is_asked_for_by_id_or_name() {
+        let id = format!("sha256:{}", "0f".repeat(32));
+        assert_eq!(ImageRef::key(&id).unwrap(), id);
+        assert_eq!(ImageRef::key("a/b").unwrap(), "a/b:latest");
+        for wrong in ["sha256:0f/..", "../json"] {
+            ImageRef::key(wrong).unwrap_err();
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Whose a scratch folder is: the folder of all of them may be shared with other agents.
 
+use std::path::Path;
+
 use super::scratch::Scratch;
 
 /// Attribute of a scratch folder that names its agent.
@@ -19,9 +21,12 @@ pub fn set(scratch: &Scratch, agent: &str) {
 #[must_use]
 pub fn is_ours(scratch: &Scratch, agent: &str) -> bool {
     let config = scratch.config();
-    let Some(folder) = config.parent() else {
-        return false;
-    };
-    let owner = xattr::get(folder, ATTRIBUTE).ok().flatten();
-    owner.as_deref() == Some(agent.as_bytes())
+    config.parent().and_then(agent_of).as_deref() == Some(agent)
+}
+
+/// The agent that a scratch folder belongs to, where it is noted.
+#[must_use]
+pub fn agent_of(folder: &Path) -> Option<String> {
+    let agent = xattr::get(folder, ATTRIBUTE).ok().flatten()?;
+    String::from_utf8(agent).ok()
 }

@@ -7,8 +7,9 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use crate::runtime::{BoxError, Limits};
+use crate::runtime::{BoxError, Limits, Pid};
 use crate::sys::cgroup::{ParentCgroup, remove_tree};
+use crate::sys::pidfd::PidFd;
 use crate::sys::userns;
 
 /// The mounted cgroup hierarchies of this machine.
@@ -170,6 +171,15 @@ impl Hierarchies {
             .is_some_and(|file| backendai_monitor::oom_kills(&file) > 0)
     }
 
+    /// Waits for the end of the first process of a container, and tells whether memory ran out in its cgroup: Linux
+    /// counts that until the cgroup is removed, which is soon.
+    pub async fn oom_killed_at_end(&self, pid: Pid, path: &Path) -> bool {
+        match PidFd::open(pid) {
+            Ok(Some(process)) => process.ended().await.is_ok() && self.oom_killed(path),
+            _ => false,
+        }
+    }
+
     /// The file that counts such kills.
     pub fn oom_counter(&self, path: &Path) -> Option<PathBuf> {
         match (&self.memory, &self.unified) {
@@ -178,6 +188,30 @@ impl Hierarchies {
             (None, None) => None,
         }
     }
+}
+
+/// The cgroup of a process, the same in every hierarchy where its engine has put it.
+#[must_use]
+pub fn of(pid: Pid) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    path_of(&text)
+}
+
+fn path_of(text: &str) -> Option<PathBuf> {
+    let mut lines = text.lines().map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        (
+            parts.next().unwrap_or_default(),
+            parts.next().unwrap_or_default(),
+        )
+    });
+    let all: Vec<_> = lines.by_ref().collect();
+    let of = |name: &str| {
+        all.iter()
+            .find(|(controllers, _)| controllers.split(',').any(|it| it == name))
+    };
+    let (_, path) = of("memory").or_else(|| of(""))?;
+    Some(PathBuf::from(path))
 }
 
 /// The controllers of a kernel's cgroup on v2: those that its limits need, and those that count for the statistics
@@ -400,5 +434,16 @@ mod tests {
         assert!(dir.path().join("backendai/b").exists());
         all.remove(Path::new("/backendai/b")).expect("remove");
         assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 0);
+    }
+
+    #[test]
+    fn the_cgroup_is_that_of_memory_or_the_only_one() {
+        let version_1 = "9:name=systemd:/a\n4:memory:/docker/x\n2:cpu,cpuacct:/docker/x\n0::/y\n";
+        assert_eq!(path_of(version_1), Some("/docker/x".into()));
+        assert_eq!(
+            path_of("0::/system.slice/docker-x.scope\n"),
+            Some("/system.slice/docker-x.scope".into())
+        );
+        assert_eq!(path_of(""), None);
     }
 }

@@ -87,9 +87,6 @@ pub enum OciError {
     /// A path is not UTF-8, which OCI's JSON asks for.
     #[error("path {0:?} is not valid UTF-8; rename it")]
     Path(PathBuf),
-    /// A device is neither a character nor a block device.
-    #[error("device {0:?} is of unknown kind {1:?}; use c or b")]
-    DeviceKind(PathBuf, char),
     /// `oci_spec` does not take a value.
     #[error("the request does not make a valid OCI spec: {0}")]
     Spec(#[from] serde_json::Error),
@@ -245,9 +242,6 @@ fn namespaces(network: NetworkMode, place: &Placement) -> Result<Vec<Value>, Oci
 }
 
 fn device(node: &DeviceNode) -> Result<Value, OciError> {
-    if !matches!(node.kind, 'c' | 'b') {
-        return Err(OciError::DeviceKind(node.path.clone(), node.kind));
-    }
     Ok(json!({
         "path": text(&node.path)?, "type": node.kind.to_string(), "major": node.major, "minor": node.minor,
         "fileMode": node.mode, "uid": 0, "gid": 0,

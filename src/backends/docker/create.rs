@@ -1,4 +1,4 @@
-//! A container spec in Docker's words, as the Python agent says them (19.03 agent, `_create_kernel`): a pure function.
+//! A container spec in Docker's words, as the Python agent says them (19.03 agent, `_create_kernel`).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,10 +8,10 @@ use bollard::models::{
     HostConfigLogConfig, Mount as DockerMount, MountType, PortBinding as DockerPort,
 };
 
-use super::LABEL_ATTEMPT;
+use super::{ENGINE, LABEL_ATTEMPT};
 use crate::runtime::{
-    ContainerSpec, DEFAULT_CAPABILITIES, Limits, Mount, MountKind, NetworkMode, Result,
-    RuntimeError, Seccomp,
+    ContainerSpec, DEFAULT_CAPABILITIES, DeviceNode, Limits, Mount, MountKind, NetworkMode, Result,
+    RuntimeError, Seccomp, device,
 };
 
 /// Signal by which Docker stops a container (19.03 agent).
@@ -22,11 +22,11 @@ const CONFIG: &str = "/home/config";
 /// Files of a log: the current one and the one before, so that at least half of the limit is kept.
 const LOG_FILES: u64 = 2;
 
-/// The body of the request that makes the container. `devices` are its device nodes as they are on the host,
+/// The body of the request that makes the container. Device nodes that the host does not have are made in `devices`;
 /// `parent` is the cgroup where the limits are applied already.
 pub(super) fn body(
     spec: &ContainerSpec,
-    devices: Vec<DeviceMapping>,
+    devices: &Path,
     parent: Option<&Path>,
 ) -> Result<ContainerCreateBody> {
     let mut labels: HashMap<String, String> = spec.labels.clone().into_iter().collect();
@@ -35,7 +35,7 @@ pub(super) fn body(
         binds: config_bind(spec)?,
         mounts: Some(mounts(spec)?),
         tmpfs: Some(tmpfs(spec)?),
-        devices: Some(devices),
+        devices: Some(device_mappings(devices, &spec.devices)?),
         port_bindings: Some(
             spec.ports
                 .iter()
@@ -178,6 +178,22 @@ fn is_config(source: &Path, mount: &Mount) -> bool {
     mount.target == Path::new(CONFIG) && !source.to_string_lossy().contains(':')
 }
 
+fn device_mappings(folder: &Path, nodes: &[DeviceNode]) -> Result<Vec<DeviceMapping>> {
+    let mapping = |node: &DeviceNode| {
+        let host = device::on_host(folder, node).map_err(|source| RuntimeError::Engine {
+            engine: ENGINE,
+            action: format!("making device node {}", node.path.display()),
+            source,
+        })?;
+        Ok(DeviceMapping {
+            path_on_host: Some(utf8(&host)?),
+            path_in_container: Some(utf8(&node.path)?),
+            cgroup_permissions: Some(node.access.clone()),
+        })
+    };
+    nodes.iter().map(mapping).collect()
+}
+
 fn tmpfs(spec: &ContainerSpec) -> Result<HashMap<String, String>> {
     let mut all = HashMap::new();
     for mount in &spec.mounts {
@@ -266,7 +282,7 @@ mod tests {
     }
 
     fn json_of(spec: &ContainerSpec, parent: Option<&Path>) -> Value {
-        let body = body(spec, Vec::new(), parent).expect("a body");
+        let body = body(spec, Path::new("/nowhere"), parent).expect("a body");
         serde_json::to_value(body).expect("plain data")
     }
 

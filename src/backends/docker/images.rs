@@ -53,18 +53,12 @@ impl DockerImages {
 
     /// An image under the name that it was asked by. dockerd writes some names shorter than the manager does.
     async fn named(&self, image: &str) -> Result<ImageInfo> {
-        let mut info = info(self.raw(&checked(image)?).await?);
+        let mut info = info(self.raw(&ImageRef::key(image)?).await?);
+        // An id is no name.
         if !image.starts_with(ID)
             && let Ok(asked) = ImageRef::parse(image)
-            && let Some(name) = asked.tagged()
         {
-            let same =
-                |known: &String| ImageRef::parse(known).is_ok_and(|it| it.same_image(&asked));
-            match info.names.iter_mut().find(|known| same(known)) {
-                Some(known) => *known = name,
-                None if asked.digest().is_none() => info.names.push(name),
-                None => {}
-            }
+            asked.spell(&mut info.names);
         }
         Ok(info)
     }
@@ -154,7 +148,7 @@ impl DockerImages {
     }
 
     async fn remove_named(&self, image: &str) -> Result<(), ImageError> {
-        let name = checked(image)?;
+        let name = ImageRef::key(image)?;
         let by_id = name.starts_with(ID);
         if by_id {
             self.raw(&name).await?;
@@ -230,12 +224,8 @@ impl ImageAdmin for DockerImages {
         name: Option<&str>,
         options: &ImportOptions,
     ) -> Result<Vec<ImageInfo>, ImageError> {
-        let (path, name, options) = (path.to_owned(), name.map(str::to_owned), options.clone());
-        let scratch = std::env::temp_dir();
-        let opened = tokio::task::spawn_blocking(move || {
-            Bundle::open(&path, name.as_deref(), &options, &scratch)
-        });
-        let bundle = Arc::new(opened.await.expect("reading images does not panic")?);
+        let bundle = Bundle::read(path, name, options, &std::env::temp_dir()).await?;
+        let bundle = Arc::new(bundle);
         let mut all = Vec::new();
         for (place, image) in bundle.images().iter().enumerate() {
             self.load(&bundle, place).await?;
@@ -250,7 +240,7 @@ impl ImageAdmin for DockerImages {
     }
 
     async fn export(&self, image: &str, scratch: &Path) -> Result<Bundle, ImageError> {
-        let name = checked(image)?;
+        let name = ImageRef::key(image)?;
         self.raw(&name).await?;
         let writing = || ImageError::io(format!("write the archive of {image}"));
         tokio::fs::create_dir_all(scratch)
@@ -270,34 +260,18 @@ impl ImageAdmin for DockerImages {
             file.flush().await.map_err(writing())
         };
         self.client.watched(copied).await?;
-        let opened = tokio::task::spawn_blocking({
-            let (name, scratch) = (image.to_owned(), scratch.to_owned());
-            move || {
-                // An id is no name.
-                let name = if name.starts_with(ID) {
-                    "exported"
-                } else {
-                    &name
-                };
-                let options = ImportOptions::default();
-                Bundle::open(archive.path(), Some(name), &options, &scratch)
-            }
-        });
-        opened.await.expect("reading images does not panic")
+        // An id is no name.
+        let name = if name.starts_with(ID) {
+            "exported"
+        } else {
+            image
+        };
+        let options = ImportOptions::default();
+        Bundle::read(archive.path(), Some(name), &options, scratch).await
     }
 
     async fn remove(&self, image: &str) -> Result<(), ImageError> {
         self.remove_named(image).await
-    }
-}
-
-/// A name or id that may be a part of an address; names get their tag.
-fn checked(image: &str) -> Result<String, ImageError> {
-    match image.strip_prefix(ID) {
-        Some(hex) if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
-            Ok(image.to_owned())
-        }
-        _ => Ok(ImageRef::parse(image)?.to_string()),
     }
 }
 

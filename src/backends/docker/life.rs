@@ -13,14 +13,13 @@ use futures_util::future::FusedFuture as _;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{sleep, timeout};
 
-use super::connect::{message, status};
+use super::connect::{self, message};
 use super::notes::{Made, Stage};
-use super::{Docker, ENGINE, LABEL_ATTEMPT, create, devices, invalid, known, not_found};
+use super::{Docker, ENGINE, LABEL_ATTEMPT, create, invalid, known, not_found, status};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerSpec, ContainerState, ExitStatus, Limits,
     Result, RuntimeError, check,
 };
-use crate::sys::pidfd::PidFd;
 
 /// How often a container that is not started yet is looked at while its end is waited for.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -53,8 +52,7 @@ impl Docker {
     async fn make(&self, spec: &ContainerSpec) -> Result<ContainerId, NotMade> {
         let mut spec = spec.clone();
         let parent = self.limit(&spec.id, &mut spec.limits)?;
-        let nodes = devices::on_host(&self.devices, &spec.devices)?;
-        let body = create::body(&spec, nodes, parent.as_deref())?;
+        let body = create::body(&spec, &self.devices, parent.as_deref())?;
         let options = CreateContainerOptionsBuilder::default()
             .name(&spec.name)
             .build();
@@ -173,15 +171,11 @@ impl Docker {
         }
     }
 
-    /// When the first process ends, notes whether memory ran out: Linux counts that until the cgroup is removed, and
-    /// dockerd does not know it where containerd cannot watch the cgroup.
+    /// When the first process ends, notes whether memory ran out: dockerd does not know it where containerd cannot watch
+    /// the cgroup.
     async fn note_out_of_memory(&self, info: &ContainerInfo) {
-        let (Some(pid), Some(cgroup)) = (info.pid, &info.cgroup) else {
-            return;
-        };
-        if let Ok(Some(process)) = PidFd::open(pid)
-            && process.ended().await.is_ok()
-            && self.cgroups.oom_killed(cgroup)
+        if let (Some(pid), Some(cgroup)) = (info.pid, &info.cgroup)
+            && self.cgroups.oom_killed_at_end(pid, cgroup).await
         {
             self.notes.ran_out_of_memory(&info.id);
         }
@@ -242,7 +236,8 @@ impl Docker {
         raw: &bollard::models::ContainerInspectResponse,
     ) -> Result<()> {
         self.delete(id).await?;
-        if let Some(beside) = self.adopter.as_ref().and_then(|it| it.beside(raw)) {
+        let info = status::info(id, raw);
+        if let Some(beside) = self.adoption.as_ref().and_then(|it| it.beside(&info)) {
             self.delete_named(&beside).await?;
         }
         let parent = raw
@@ -275,7 +270,7 @@ impl Docker {
                 .act(format!("removing container {name}"), call)
                 .await;
             match removed {
-                Err(error) if status(&error) == Some(404) => return Ok(()),
+                Err(error) if connect::status(&error) == Some(404) => return Ok(()),
                 // Someone else removes it: it is done when dockerd does not know it any more.
                 Err(error)
                     if glances < REMOVAL_GLANCES && message(&error).contains("in progress") =>
@@ -320,7 +315,7 @@ impl From<RuntimeError> for NotMade {
 
 fn refused(spec: &ContainerSpec, error: RuntimeError) -> NotMade {
     let text = message(&error);
-    match status(&error) {
+    match connect::status(&error) {
         Some(404) => RuntimeError::ImageMissing(spec.image.clone()).into(),
         Some(409) => {
             let text = format!(
@@ -351,11 +346,11 @@ fn not_started(id: &ContainerId, error: RuntimeError) -> RuntimeError {
         "is a directory",
         "exec format error",
     ];
-    if status(&error) == Some(404) && text.contains("No such container") {
+    if connect::status(&error) == Some(404) && text.contains("No such container") {
         RuntimeError::NotFound(id.clone())
     } else if ports.iter().any(|sign| text.contains(sign)) {
         invalid(id, &format!("a port is taken: {text}"))
-    } else if status(&error).is_some() && programs.iter().any(|sign| text.contains(sign)) {
+    } else if connect::status(&error).is_some() && programs.iter().any(|sign| text.contains(sign)) {
         invalid(id, &text)
     } else {
         error

@@ -3,10 +3,8 @@
 //! dockerd gives containers ids of its own. The id that the agent asks for is kept as a label, so that a container
 //! whose creation was not answered can still be found and removed by it.
 
-mod adopt;
 mod connect;
 mod create;
-mod devices;
 mod exec;
 mod images;
 mod life;
@@ -21,12 +19,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use self::adopt::Adopter;
 use self::connect::Client;
 use self::images::DockerImages;
 use self::notes::Notes;
 use super::{Engine, EngineConfig};
 use crate::image::ImageAdmin;
+use crate::runtime::adoption::Adoption;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
@@ -73,7 +71,7 @@ struct Docker {
     own_cgroups: bool,
     /// Folder of our own device nodes.
     devices: PathBuf,
-    adopter: Option<Adopter>,
+    adoption: Option<Adoption>,
     notes: Notes,
 }
 
@@ -92,7 +90,7 @@ impl Docker {
             cgroups,
             client,
             devices: config.run_dir.join("devices"),
-            adopter: config.adoption.map(Adopter::new),
+            adoption: config.adoption,
             notes: Notes::default(),
         })
     }

@@ -9,11 +9,12 @@ use bollard::models::{
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Docker, LABEL_ATTEMPT, adopt, known, not_found};
+use super::{Docker, LABEL_ATTEMPT, known, not_found};
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Pid, PortBinding,
     Result, RuntimeError,
 };
+use crate::runtime::{adoption, cgroup};
 
 /// Containers that are looked at at a time.
 const PARALLEL: usize = 8;
@@ -33,8 +34,8 @@ impl Docker {
     pub(super) async fn look_at(&self, id: &ContainerId) -> Result<ContainerInfo> {
         let raw = self.raw(id).await?;
         let mut info = info(id, &raw);
-        if let Some(adopter) = &self.adopter {
-            adopter.label(&raw, &mut info);
+        if let Some(adoption) = &self.adoption {
+            adoption.label(&mut info);
         }
         if let (ContainerState::Created, Some(signal)) = (info.state, self.notes.killed_early(id)) {
             info.state = ContainerState::Stopped;
@@ -67,12 +68,12 @@ impl Docker {
         let ours = all.into_iter().filter_map(|summary| {
             let labels = summary.labels.unwrap_or_default();
             let labelled = labels.get(LABEL_OWNER).is_some_and(|owner| owner == OWNER);
-            let named = self.adopter.is_some()
+            let named = self.adoption.is_some()
                 && summary
                     .names
                     .iter()
                     .flatten()
-                    .any(|name| adopt::kernel(name).is_some());
+                    .any(|name| adoption::kernel(name.trim_start_matches('/')).is_some());
             (labelled || named).then_some(ContainerId(summary.id?))
         });
         let looked: Vec<Option<ContainerInfo>> = stream::iter(ours)
@@ -97,7 +98,7 @@ impl Docker {
 }
 
 /// dockerd's record in the words of the contract.
-fn info(id: &ContainerId, raw: &ContainerInspectResponse) -> ContainerInfo {
+pub(super) fn info(id: &ContainerId, raw: &ContainerInspectResponse) -> ContainerInfo {
     let config = raw.config.as_ref();
     let state = state(raw);
     let labels = config.and_then(|config| config.labels.clone());
@@ -131,7 +132,7 @@ fn info(id: &ContainerId, raw: &ContainerInspectResponse) -> ContainerInfo {
         state,
         labels,
         pid,
-        cgroup: pid.and_then(cgroup),
+        cgroup: pid.and_then(cgroup::of),
         address: network.and_then(address),
         ports: ports.map(bindings).unwrap_or_default(),
         exit: (state == ContainerState::Stopped).then(|| exit(raw)),
@@ -178,29 +179,6 @@ fn address(network: &NetworkSettings) -> Option<Ipv4Addr> {
     networks
         .values()
         .find_map(|network| network.ip_address.as_deref()?.parse().ok())
-}
-
-/// The cgroup of a process, the same in every hierarchy where dockerd has put it.
-fn cgroup(pid: Pid) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    cgroup_of(&text)
-}
-
-fn cgroup_of(text: &str) -> Option<PathBuf> {
-    let mut lines = text.lines().map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        (
-            parts.next().unwrap_or_default(),
-            parts.next().unwrap_or_default(),
-        )
-    });
-    let all: Vec<_> = lines.by_ref().collect();
-    let of = |name: &str| {
-        all.iter()
-            .find(|(controllers, _)| controllers.split(',').any(|it| it == name))
-    };
-    let (_, path) = of("memory").or_else(|| of(""))?;
-    Some(PathBuf::from(path))
 }
 
 #[cfg(test)]
@@ -266,16 +244,5 @@ mod tests {
             told(json!({"Status": "created"})).state,
             ContainerState::Created
         );
-    }
-
-    #[test]
-    fn the_cgroup_is_that_of_memory_or_the_only_one() {
-        let version_1 = "9:name=systemd:/a\n4:memory:/docker/x\n2:cpu,cpuacct:/docker/x\n0::/y\n";
-        assert_eq!(cgroup_of(version_1), Some("/docker/x".into()));
-        assert_eq!(
-            cgroup_of("0::/system.slice/docker-x.scope\n"),
-            Some("/system.slice/docker-x.scope".into())
-        );
-        assert_eq!(cgroup_of(""), None);
     }
 }
