@@ -14,15 +14,19 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::error::{ImageError, Result};
-use super::import::{self, Destination, ImportOptions};
+use super::import::{self as files, Destination, ImportOptions};
 use super::layout::{Temporary, digest_of, parse_config, parse_manifest, same_diff_id};
 use super::reference::{ImageRef, digest_hex};
 use super::unpack::{Limits, Unpacked, survey, unpack_over};
 use super::{Added, NAME};
 
+#[cfg(feature = "containerd")]
+mod add;
 mod remote;
 mod save;
 
+#[cfg(feature = "containerd")]
+pub(crate) use self::add::import;
 #[cfg(feature = "containerd")]
 pub(crate) use self::remote::Assembly;
 pub(crate) use self::remote::RemoteImage;
@@ -89,9 +93,9 @@ impl Bundle {
         options: &ImportOptions,
         scratch: &Path,
     ) -> Result<Self> {
-        let name = import::name(name)?;
+        let name = files::name(name)?;
         let writer = Writer::new(Folder::make(scratch)?)?;
-        let added = import::import(&writer, path, name.as_ref(), options)?;
+        let added = files::import(&writer, path, name.as_ref(), options)?;
         writer.finish(&added)
     }
 
@@ -124,7 +128,7 @@ impl Bundle {
     ) -> Result<Self> {
         let parsed = ImageRef::parse(name)?;
         let writer = Writer::new(Folder::make(scratch)?)?;
-        let added = import::rootfs(&writer, name, tar, &parsed, options)?;
+        let added = files::rootfs(&writer, name, tar, &parsed, options)?;
         writer.finish(&[added])
     }
 

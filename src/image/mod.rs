@@ -3,6 +3,7 @@
 mod admin;
 mod archive;
 mod bundle;
+mod catalog;
 mod compression;
 pub(crate) mod credentials;
 mod error;
@@ -23,10 +24,11 @@ use async_trait::async_trait;
 use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
 
 pub use self::admin::{ImageAdmin, NodeImages};
-#[cfg(feature = "containerd")]
-pub(crate) use self::bundle::Assembly;
 pub(crate) use self::bundle::RemoteImage;
+#[cfg(feature = "containerd")]
+pub(crate) use self::bundle::{Assembly, import};
 pub use self::bundle::{Bundle, BundledImage, BundledLayer};
+pub(crate) use self::catalog::Catalog;
 pub use self::error::ImageError;
 pub use self::import::ImportOptions;
 pub use self::platform::Platform;
@@ -70,13 +72,8 @@ pub(crate) struct Added {
     names: Vec<String>,
 }
 
-/// One image of the index with all its names.
-#[derive(Debug)]
-struct Record {
-    manifest: String,
-    info: ImageInfo,
-    config: ImageConfiguration,
-}
+/// One image of the index.
+type Record = catalog::Entry<ImageConfiguration>;
 
 impl Store {
     /// Opens (and makes) the store below the agent's state folder, and clears up after crashes.
@@ -105,9 +102,9 @@ impl Store {
     /// [`ImageError::Missing`], [`ImageError::WrongArchitecture`], [`ImageError::Io`].
     pub fn prepare(&self, image: &str) -> Result<PreparedImage> {
         let record = find(&self.layout, image)?;
-        check_architecture(image, &record.config)?;
+        check_architecture(image, &record.image)?;
         let mut lowers = Vec::new();
-        for diff_id in record.config.rootfs().diff_ids().iter().rev() {
+        for diff_id in record.image.rootfs().diff_ids().iter().rev() {
             let layer = self.layout.layer(diff_id);
             lowers.push(
                 layer.ok_or_else(|| ImageError::Missing(format!("{image} (layer {diff_id})")))?,
@@ -115,7 +112,7 @@ impl Store {
         }
         Ok(PreparedImage {
             info: record.info,
-            config: record.config,
+            config: record.image,
             lowers,
         })
     }
@@ -125,7 +122,7 @@ impl Store {
     /// # Errors
     /// [`ImageError::Io`] and [`ImageError::Malformed`] when the store is damaged.
     pub fn images(&self) -> Result<Vec<ImageInfo>> {
-        let records = records(&self.layout)?;
+        let records = records(&self.layout)?.sorted();
         Ok(records.into_iter().map(|record| record.info).collect())
     }
 
@@ -156,8 +153,7 @@ impl Store {
     /// [`ImageError::InUse`], [`ImageError::Missing`], [`ImageError::Io`].
     pub fn remove(&self, image: &str, in_use: &[String]) -> Result<()> {
         let record = find(&self.layout, image)?;
-        let name = named(&record.info.names, image);
-        let last = name.is_none() || record.info.names.len() < 2;
+        let (names, last) = record.removal(image);
         let used = |other: &String| {
             find(&self.layout, other).is_ok_and(|other| other.manifest == record.manifest)
         };
@@ -170,7 +166,7 @@ impl Store {
         self.layout.change_index(&work, |manifests| {
             manifests.retain(|entry| {
                 let this = digest_text(entry) == record.manifest;
-                !this || (!last && name_of(entry) != name.as_ref())
+                !this || (!last && name_of(entry).is_none_or(|name| !names.contains(name)))
             });
             Ok(())
         })?;
@@ -184,14 +180,16 @@ impl Store {
     /// # Errors
     /// [`ImageError::Unreachable`] may be tried again and resumes; the rest says what is wrong.
     pub async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo> {
-        pull::pull(&self.layout, &ImageRef::parse(image)?, options).await
+        let name = pull::pull(&self.layout, image, options).await?;
+        let found = pull::blocking(&self.layout, move |layout| find(layout, &name)).await?;
+        Ok(found.info)
     }
 }
 
 #[async_trait]
 impl ImageStore for Store {
     async fn list(&self) -> runtime::Result<Vec<ImageInfo>> {
-        let records = pull::blocking(&self.layout, records).await?;
+        let records = pull::blocking(&self.layout, records).await?.sorted();
         Ok(records.into_iter().map(|record| record.info).collect())
     }
 
@@ -276,7 +274,7 @@ fn enter_all(layout: &Layout, work: &Work, added: &[Added]) -> Result<Vec<ImageI
         added.iter().for_each(|added| enter(manifests, added));
         Ok(())
     })?;
-    let mut records = records(layout)?;
+    let mut records = records(layout)?.sorted();
     records.retain(|record| added.iter().any(|added| added.manifest == record.manifest));
     Ok(records.into_iter().map(|record| record.info).collect())
 }
@@ -333,17 +331,16 @@ fn name_of(entry: &Descriptor) -> Option<&String> {
     annotation(entry, NAME)
 }
 
-/// All images, in the order of names, each once.
-fn records(layout: &Layout) -> Result<Vec<Record>> {
-    let mut records: Vec<Record> = Vec::new();
+/// All images.
+fn records(layout: &Layout) -> Result<Catalog<ImageConfiguration>> {
+    let mut records = Catalog::default();
     for entry in layout.index()?.manifests() {
         let digest = entry.digest().to_string();
-        let index = records.iter().position(|record| record.manifest == digest);
-        let record = match index {
-            Some(index) => &mut records[index],
+        let record = match records.known(&digest) {
+            Some(record) => record,
             None => {
-                records.push(record(layout, digest)?);
-                records.last_mut().expect("pushed above")
+                let (info, config) = describe(layout, &digest)?;
+                records.add(digest, info, config)
             }
         };
         record.info.names.extend(name_of(entry).cloned());
@@ -351,32 +348,24 @@ fn records(layout: &Layout) -> Result<Vec<Record>> {
             record.info.repo_digest = Some(digest.clone());
         }
     }
-    for record in &mut records {
-        record.info.names.sort();
-    }
-    records.sort_by(|a, b| (&a.info.names, &a.info.id).cmp(&(&b.info.names, &b.info.id)));
     Ok(records)
 }
 
-fn record(layout: &Layout, digest: String) -> Result<Record> {
-    let (manifest, config) = layout.documents(&digest)?;
+fn describe(layout: &Layout, digest: &str) -> Result<(ImageInfo, ImageConfiguration)> {
+    let (manifest, config) = layout.documents(digest)?;
     let sizes = config.rootfs().diff_ids().iter();
     let info = ImageInfo {
         size: sizes.map(|diff_id| layout.layer_size(diff_id)).sum(),
         ..info_of(manifest.config().digest().to_string(), &config)
     };
-    Ok(Record {
-        manifest: digest,
-        info,
-        config,
-    })
+    Ok((info, config))
 }
 
 /// The layers that no other image has.
 fn layers_alone(layout: &Layout, record: &Record) -> Result<HashSet<String>> {
-    let layers = |record: &Record| record.config.rootfs().diff_ids().clone();
+    let layers = |record: &Record| record.image.rootfs().diff_ids().clone();
     let mut alone: HashSet<String> = layers(record).into_iter().collect();
-    let mut others = records(layout)?;
+    let mut others = records(layout)?.sorted();
     others.retain(|other| other.manifest != record.manifest);
     for layer in others.iter().flat_map(layers) {
         alone.remove(&layer);
@@ -384,53 +373,7 @@ fn layers_alone(layout: &Layout, record: &Record) -> Result<HashSet<String>> {
     Ok(alone)
 }
 
-/// The name of the image that was meant, if it was a name.
-pub(crate) fn named(names: &[String], image: &str) -> Option<String> {
-    let wanted = ImageRef::parse(image)
-        .ok()
-        .filter(|_| !image.starts_with("sha256:"))?;
-    let exact = wanted.tagged()?;
-    let same = |name: &&String| ImageRef::parse(name).is_ok_and(|name| name.same_image(&wanted));
-    names
-        .iter()
-        .find(|name| **name == exact)
-        .or_else(|| names.iter().find(same))
-        .cloned()
-}
-
 /// One image, by name, by config digest, or by `name@digest`.
 fn find(layout: &Layout, image: &str) -> Result<Record> {
-    let mut records = records(layout)?;
-    let all = records
-        .iter()
-        .map(|record| (record.manifest.as_str(), &record.info));
-    let index = position(&all.collect::<Vec<_>>(), image)?;
-    Ok(records.swap_remove(index))
-}
-
-/// Where an image is among all, each with the digest of its manifest.
-pub(crate) fn position(all: &[(&str, &ImageInfo)], image: &str) -> Result<usize> {
-    let missing = || ImageError::Missing(image.to_owned());
-    if image.starts_with("sha256:") {
-        let found = all.iter().position(|(_, info)| info.id == image);
-        return found.ok_or_else(missing);
-    }
-    let wanted = ImageRef::parse(image)?;
-    let named = |(manifest, info): &(&str, &ImageInfo), matches: &dyn Fn(&str) -> bool| {
-        let digest = wanted.digest().is_none_or(|digest| {
-            *manifest == digest || info.repo_digest.as_deref() == Some(digest)
-        });
-        digest && info.names.iter().any(|name| matches(name))
-    };
-    let exact = wanted.tagged().unwrap_or_else(|| wanted.to_string());
-    let same = |name: &str| {
-        ImageRef::parse(name).is_ok_and(|name| match wanted.tag() {
-            Some(_) => name.same_image(&wanted),
-            None => name.same_repository(&wanted),
-        })
-    };
-    all.iter()
-        .position(|it| named(it, &|name| name == exact))
-        .or_else(|| all.iter().position(|it| named(it, &same)))
-        .ok_or_else(missing)
+    records(layout)?.find(image)
 }

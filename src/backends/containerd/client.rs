@@ -1,21 +1,14 @@
 //! The connection: every call in our namespace, with a deadline, and given up soon when the daemon does not answer at all.
 
 use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
-use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::content_client::ContentClient;
-use containerd_client::services::v1::diff_client::DiffClient;
-use containerd_client::services::v1::images_client::ImagesClient;
-use containerd_client::services::v1::leases_client::LeasesClient;
-use containerd_client::services::v1::namespaces_client::NamespacesClient;
-use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
-use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{CreateNamespaceRequest, Namespace, VersionResponse};
-use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::metadata::AsciiMetadataValue;
@@ -23,19 +16,13 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
 use super::NAME;
+use super::calls::Call;
 use crate::runtime::{BoxError, RuntimeError};
 
 /// A call that takes so long makes us ask whether the daemon answers anything.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the answer to that may take.
 const PROBE: Duration = Duration::from_secs(3);
-/// Deadline of calls that read or write a record.
-pub(super) const QUICK: Duration = Duration::from_secs(20);
-/// Deadline of calls that run programs or move data.
-pub(super) const SLOW: Duration = Duration::from_secs(300);
-/// A list of containers holds their whole specs.
-const MOST: usize = 1 << 30;
-
 /// Answer of a call.
 pub(super) type Answer<T> = Result<T, Status>;
 
@@ -52,14 +39,6 @@ pub(super) struct Client {
     namespace: AsciiMetadataValue,
     socket: PathBuf,
     health: Mutex<Health>,
-}
-
-macro_rules! services {
-    ($($name:ident: $client:ident)*) => {
-        $(pub fn $name(&self) -> $client<Channel> {
-            $client::new(self.channel.clone()).max_decoding_message_size(MOST)
-        })*
-    };
 }
 
 impl Client {
@@ -88,14 +67,9 @@ impl Client {
         })
     }
 
-    services! {
-        containers: ContainersClient
-        content: ContentClient
-        diff: DiffClient
-        images: ImagesClient
-        leases: LeasesClient
-        snapshots: SnapshotsClient
-        tasks: TasksClient
+    /// The content service, for what moves both ways.
+    pub fn content(&self) -> ContentClient<Channel> {
+        ContentClient::new(self.channel.clone())
     }
 
     /// A request in our namespace.
@@ -115,26 +89,45 @@ impl Client {
         request
     }
 
-    /// Waits for an answer: no longer than `limit`, and no longer than the daemon is alive. Boxed, as the futures of
-    /// calls are large.
-    pub fn call<'a, T: 'a>(
-        &'a self,
-        limit: Duration,
-        answer: impl Future<Output = Answer<Response<T>>> + Send + 'a,
-    ) -> BoxFuture<'a, Answer<T>> {
-        Box::pin(async move {
-            let late = |_| {
-                Err(Status::deadline_exceeded(format!(
-                    "no answer within {limit:?}"
-                )))
-            };
-            let answered = timeout(limit, self.while_alive(PATIENCE, answer)).await;
-            answered.unwrap_or_else(late).map(Response::into_inner)
-        })
+    /// Makes a call.
+    pub async fn ask<C: Call>(&self, message: C) -> Answer<C::Answer> {
+        self.ask_within(C::LIMIT, message).await
     }
 
-    /// Waits for an answer that may take for ever; asks after the daemon so often.
-    pub async fn while_alive<T>(
+    /// Makes a call whose answer may take so long.
+    pub async fn ask_within<C: Call>(&self, limit: Duration, message: C) -> Answer<C::Answer> {
+        let sent = C::send(self.channel.clone(), self.request(message));
+        self.limited(limit, sent).await
+    }
+
+    /// Makes a call whose results a lease keeps.
+    pub async fn ask_leased<C: Call>(&self, lease: &str, message: C) -> Answer<C::Answer> {
+        let sent = C::send(self.channel.clone(), self.leased(lease, message));
+        self.limited(C::LIMIT, sent).await
+    }
+
+    /// Makes a call whose answer may take for ever; asks after the daemon so often.
+    pub async fn ask_watching<C: Call>(&self, every: Duration, message: C) -> Answer<C::Answer> {
+        let sent = C::send(self.channel.clone(), self.request(message));
+        let answer = self.while_alive(every, sent).await;
+        answer.map(Response::into_inner)
+    }
+
+    /// Waits for an answer: no longer than `limit`, and no longer than the daemon is alive.
+    pub async fn limited<T>(
+        &self,
+        limit: Duration,
+        answer: impl Future<Output = Answer<Response<T>>> + Send,
+    ) -> Answer<T> {
+        let answered = timeout(limit, self.while_alive(PATIENCE, answer)).await;
+        let late = |_| {
+            let text = format!("no answer within {limit:?}");
+            Err(Status::deadline_exceeded(text))
+        };
+        answered.unwrap_or_else(late).map(Response::into_inner)
+    }
+
+    async fn while_alive<T>(
         &self,
         every: Duration,
         answer: impl Future<Output = Answer<T>>,
@@ -150,7 +143,7 @@ impl Client {
         });
         tokio::select! {
             biased;
-            answer = &mut answer => answer,
+            answer = &mut answer => answer.map_err(|status| self.plainly(status)),
             error = &mut watched => Err(error),
         }
     }
@@ -164,18 +157,42 @@ impl Client {
         }
         match health.alive {
             true => Ok(()),
-            false => Err(Status::unavailable(format!(
-                "containerd does not answer on {}",
-                self.socket.display()
-            ))),
+            false => Err(self.silent()),
         }
+    }
+
+    fn silent(&self) -> Status {
+        let socket = self.socket.display();
+        Status::unavailable(format!("it does not answer on {socket}; is it well?"))
     }
 
     pub async fn version(&self) -> Answer<VersionResponse> {
         let mut client = VersionClient::new(self.channel.clone());
         let answer = timeout(PROBE, client.version(self.request(()))).await;
-        let silent = |_| Err(Status::unavailable(format!("no answer within {PROBE:?}")));
-        answer.unwrap_or_else(silent).map(Response::into_inner)
+        let answer = answer.unwrap_or_else(|_| Err(self.silent()));
+        let answer = answer.map_err(|status| self.plainly(status));
+        answer.map(Response::into_inner)
+    }
+
+    /// Says of a call that never reached the daemon what is wrong with the connection.
+    fn plainly(&self, status: Status) -> Status {
+        // Statuses with a cause were made on this side.
+        let causes = std::iter::successors(std::error::Error::source(&status), |it| it.source());
+        let Some(cause) = causes.last() else {
+            return status;
+        };
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let socket = self.socket.display();
+        Status::unavailable(match kind {
+            Some(io::ErrorKind::NotFound) => format!("there is no {socket}; is it running?"),
+            Some(io::ErrorKind::ConnectionRefused) => {
+                format!("nobody listens on {socket}; is it running?")
+            }
+            Some(io::ErrorKind::PermissionDenied) => {
+                format!("{socket} is not for this user; run as root")
+            }
+            _ => format!("the connection to {socket} broke: {cause}"),
+        })
     }
 
     /// Most open files that the daemon may give: what it starts cannot raise its limit without a privilege.
@@ -188,14 +205,12 @@ impl Client {
 
     /// Makes our namespace when it is missing.
     pub async fn ensure_namespace(&self) -> Answer<()> {
-        let mut client = NamespacesClient::new(self.channel.clone());
         let name = self.namespace.to_str().unwrap_or_default().to_owned();
         let namespace = Some(Namespace {
             name,
             ..Namespace::default()
         });
-        let request = CreateNamespaceRequest { namespace };
-        match self.call(QUICK, client.create(Request::new(request))).await {
+        match self.ask(CreateNamespaceRequest { namespace }).await {
             // The first one ever has been seen to fail although it was made; what uses it makes it as well.
             Err(status) if [Code::AlreadyExists, Code::Unknown].contains(&status.code()) => Ok(()),
             other => other.map(drop),
@@ -211,23 +226,21 @@ fn hard_limit(limits: &str, name: &str) -> Option<u64> {
 
 /// Whether the daemon, and not the request, is the reason.
 pub(super) fn is_down(status: &Status) -> bool {
-    // Statuses with a cause were made on this side: the connection broke.
-    let local = std::error::Error::source(status).is_some();
-    local || [Code::Unavailable, Code::DeadlineExceeded].contains(&status.code())
+    [Code::Unavailable, Code::DeadlineExceeded].contains(&status.code())
 }
 
 /// The contract's error for a failed call.
 pub(super) fn failed(action: impl Into<String>) -> impl FnOnce(Status) -> RuntimeError {
     let action = action.into();
     move |status| {
-        if is_down(&status) {
-            let source = Box::new(status);
-            return RuntimeError::Unavailable {
+        let source = status.message().to_owned().into();
+        match is_down(&status) {
+            true => RuntimeError::Unavailable {
                 engine: NAME,
                 source,
-            };
+            },
+            false => engine_error(action, source),
         }
-        engine_error(action, status.message().to_owned().into())
     }
 }
 
@@ -274,13 +287,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_daemon_that_is_not_there_is_unavailable_at_once() {
+    async fn a_daemon_that_is_not_there_is_unavailable_at_once_and_in_plain_words() {
         let dir = tempfile::tempdir().expect("temp dir");
         let socket = dir.path().join("none.sock");
-        let client = Client::new(&socket.to_string_lossy(), "backendai").expect("a path");
-        let status = client.ensure_namespace().await.expect_err("no daemon");
-        assert!(is_down(&status), "{status:?}");
-        let error = failed("asking")(status);
-        assert!(matches!(error, RuntimeError::Unavailable { .. }), "{error}");
+        for words in ["there is no", "nobody listens on"] {
+            let client = Client::new(&socket.to_string_lossy(), "backendai").expect("a path");
+            let status = client.ensure_namespace().await.expect_err("no daemon");
+            let error = failed("asking")(status);
+            let RuntimeError::Unavailable { source, .. } = error else {
+                panic!("{error}");
+            };
+            let wanted = format!("{words} {}; is it running?", socket.display());
+            assert_eq!(source.to_string(), wanted);
+            // What a daemon leaves behind that was killed.
+            drop(std::os::unix::net::UnixListener::bind(&socket));
+        }
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use containerd_client::services::v1::{
     AbortRequest, AddResourceRequest, CreateRequest as LeaseRequest, DeleteRequest, Info,
     InfoRequest, ReadContentRequest, Resource, UpdateRequest, WriteAction, WriteContentRequest,
@@ -17,8 +19,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tonic::{Code, Response, Status, Streaming};
 
-use super::client::{Answer, Client, QUICK, SLOW, absent_is_done};
+use super::calls::{QUICK, SLOW};
+use super::client::{Answer, Client, absent_is_done, failed};
+use crate::image::ImageError;
 use crate::image::layout::{MAX_DOCUMENT, digest_of};
+use crate::image::pull;
 
 /// When the garbage collector may forget a lease whose owner died.
 const EXPIRY: Duration = Duration::from_secs(24 * 3600);
@@ -31,133 +36,105 @@ pub(super) type Labels = HashMap<String, String>;
 impl Client {
     /// A small blob; `None` when it is not there.
     pub async fn document(&self, digest: &str) -> Answer<Option<Vec<u8>>> {
-        let request = self.request(ReadContentRequest {
-            digest: digest.to_owned(),
-            ..ReadContentRequest::default()
-        });
-        let mut client = self.content();
-        let read = async {
-            let mut stream = client.read(request).await?.into_inner();
-            let mut bytes = Vec::new();
-            while let Some(part) = stream.message().await? {
-                bytes.extend_from_slice(&part.data);
-                if bytes.len() as u64 > MAX_DOCUMENT {
-                    return Err(Status::out_of_range(format!(
-                        "blob {digest} is larger than 8 MiB"
-                    )));
-                }
-            }
-            Ok(Response::new(bytes))
+        let Some(mut stream) = absent_is_done(self.ask(read(digest)).await)? else {
+            return Ok(None);
         };
-        absent_is_done(self.call(QUICK, read).await)
+        let mut bytes = Vec::new();
+        while let Some(part) = self.part(&mut stream).await? {
+            bytes.extend_from_slice(&part);
+            if bytes.len() as u64 > MAX_DOCUMENT {
+                let text = format!("blob {digest} is larger than 8 MiB");
+                return Err(Status::out_of_range(text));
+            }
+        }
+        Ok(Some(bytes))
     }
 
     /// Writes a blob of any size into a file.
     pub async fn copy_blob(&self, digest: &str, file: File) -> Answer<()> {
-        let request = self.request(ReadContentRequest {
-            digest: digest.to_owned(),
-            ..ReadContentRequest::default()
-        });
-        let mut client = self.content();
-        let mut stream = self.call(QUICK, client.read(request)).await?;
+        let mut stream = self.ask(read(digest)).await?;
         let mut file = tokio::fs::File::from_std(file);
         let broken = |error: std::io::Error| Status::internal(error.to_string());
-        loop {
-            let next = async { stream.message().await.map(Response::new) };
-            match self.call(QUICK, next).await? {
-                Some(part) => file.write_all(&part.data).await.map_err(broken)?,
-                None => return file.flush().await.map_err(broken),
-            }
+        while let Some(part) = self.part(&mut stream).await? {
+            file.write_all(&part).await.map_err(broken)?;
         }
+        file.flush().await.map_err(broken)
+    }
+
+    async fn part(
+        &self,
+        stream: &mut Streaming<containerd_client::services::v1::ReadContentResponse>,
+    ) -> Answer<Option<Vec<u8>>> {
+        let next = async { stream.message().await.map(Response::new) };
+        Ok(self.limited(QUICK, next).await?.map(|part| part.data))
     }
 
     /// Makes a lease: what is made under it stays until it is given back.
     pub async fn lease(&self) -> Answer<String> {
         let expiry = prost_types::Timestamp::from(SystemTime::now() + EXPIRY).to_string();
-        let request = self.request(LeaseRequest {
+        let request = LeaseRequest {
             id: format!("backendai-{}", uuid::Uuid::new_v4().simple()),
             labels: [("containerd.io/gc.expire".to_owned(), expiry)].into(),
-        });
-        let made = self.call(QUICK, self.leases().create(request)).await?;
-        Ok(made.lease.unwrap_or_default().id)
+        };
+        Ok(self.ask(request).await?.lease.unwrap_or_default().id)
     }
 
     /// Gives a lease back; what fails here is mended by its expiry.
     pub async fn give_back(&self, id: &str) {
-        let request = self.request(DeleteRequest {
+        let request = DeleteRequest {
             id: id.to_owned(),
             sync: false,
-        });
-        if let Err(status) = self.call(QUICK, self.leases().delete(request)).await {
+        };
+        if let Err(status) = self.ask(request).await {
             tracing::debug!("giving lease {id} back: {}", status.message());
         }
     }
 
     /// Puts something that may be there already under a lease.
     pub async fn hold(&self, lease: &str, kind: &str, id: &str) -> Answer<()> {
-        let request = self.request(AddResourceRequest {
-            id: lease.to_owned(),
-            resource: Some(Resource {
-                id: id.to_owned(),
-                r#type: kind.to_owned(),
-            }),
+        let resource = Some(Resource {
+            id: id.to_owned(),
+            r#type: kind.to_owned(),
         });
-        self.call(QUICK, self.leases().add_resource(request)).await
+        let id = lease.to_owned();
+        self.ask(AddResourceRequest { id, resource }).await
     }
 
     /// Whether the blob is there; if so, the lease holds it.
     pub async fn holds_blob(&self, lease: &str, digest: &str) -> Answer<bool> {
         self.hold(lease, "content", digest).await?;
-        let request = self.request(InfoRequest {
-            digest: digest.to_owned(),
-        });
-        let info = self.call(QUICK, self.content().info(request)).await;
+        let digest = digest.to_owned();
+        let info = self.ask(InfoRequest { digest }).await;
         Ok(absent_is_done(info)?.is_some())
     }
 
     /// Sets labels of a blob.
     pub async fn label(&self, digest: &str, labels: Labels) -> Answer<()> {
         let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
-        let request = self.request(UpdateRequest {
+        let request = UpdateRequest {
             info: Some(Info {
                 digest: digest.to_owned(),
                 labels,
                 ..Info::default()
             }),
             update_mask: Some(FieldMask { paths }),
-        });
-        self.call(QUICK, self.content().update(request))
-            .await
-            .map(drop)
-    }
-
-    /// Writes a small blob with its labels; gives its digest.
-    pub async fn put_document(&self, lease: &str, bytes: &[u8], labels: Labels) -> Answer<String> {
-        let digest = digest_of(bytes);
-        if !self.holds_blob(lease, &digest).await? {
-            let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-            if let Some(mut upload) = Upload::open(self, lease, &digest, size).await? {
-                let written = usize::try_from(upload.offset())
-                    .unwrap_or(0)
-                    .min(bytes.len());
-                upload.write(bytes[written..].to_vec()).await?;
-                upload.commit().await?;
-            }
-        }
-        if !labels.is_empty() {
-            self.label(&digest, labels).await?;
-        }
-        Ok(digest)
+        };
+        self.ask(request).await.map(drop)
     }
 
     /// Forgets what was written of a blob.
     pub async fn abort(&self, digest: &str) {
-        let request = self.request(AbortRequest {
-            r#ref: reference(digest),
-        });
-        if let Err(status) = absent_is_done(self.call(QUICK, self.content().abort(request)).await) {
+        let r#ref = reference(digest);
+        if let Err(status) = absent_is_done(self.ask(AbortRequest { r#ref }).await) {
             tracing::debug!("forgetting the rest of {digest}: {}", status.message());
         }
+    }
+}
+
+fn read(digest: &str) -> ReadContentRequest {
+    ReadContentRequest {
+        digest: digest.to_owned(),
+        ..ReadContentRequest::default()
     }
 }
 
@@ -177,25 +154,45 @@ impl Stream for Requests {
 }
 
 /// A blob that is being written, by us alone.
-pub(super) struct Upload<'a> {
-    client: &'a Client,
-    requests: mpsc::Sender<WriteContentRequest>,
-    answers: Streaming<WriteContentResponse>,
+pub(super) struct Upload {
+    client: Arc<Client>,
+    lease: String,
+    /// What it is called in messages.
+    what: String,
     /// What every request says.
     base: WriteContentRequest,
+    stream: (
+        mpsc::Sender<WriteContentRequest>,
+        Streaming<WriteContentResponse>,
+    ),
 }
 
-impl<'a> Upload<'a> {
+impl Upload {
     /// Begins, or goes on where somebody left off; `None` when the blob is there. Waits while another one writes it.
     pub async fn open(
-        client: &'a Client,
+        client: &Arc<Client>,
         lease: &str,
+        what: &str,
         digest: &str,
-        size: i64,
+        size: u64,
     ) -> Answer<Option<Self>> {
+        let base = WriteContentRequest {
+            r#ref: reference(digest),
+            total: i64::try_from(size).unwrap_or(i64::MAX),
+            expected: digest.to_owned(),
+            ..WriteContentRequest::default()
+        };
         loop {
-            match Self::try_open(client, lease, digest, size).await {
-                Ok(upload) => return Ok(Some(upload)),
+            match Self::stream(client, lease, &base).await {
+                Ok((stream, offset)) => {
+                    return Ok(Some(Self {
+                        client: Arc::clone(client),
+                        lease: lease.to_owned(),
+                        what: what.to_owned(),
+                        base: WriteContentRequest { offset, ..base },
+                        stream,
+                    }));
+                }
                 Err(status) if status.code() == Code::AlreadyExists => return Ok(None),
                 Err(status) if status.message().contains("locked") => {
                     tokio::time::sleep(WAIT_FOR_OTHER).await;
@@ -205,13 +202,17 @@ impl<'a> Upload<'a> {
         }
     }
 
-    async fn try_open(client: &'a Client, lease: &str, digest: &str, size: i64) -> Answer<Self> {
-        let base = WriteContentRequest {
-            r#ref: reference(digest),
-            total: size,
-            expected: digest.to_owned(),
-            ..WriteContentRequest::default()
-        };
+    async fn stream(
+        client: &Client,
+        lease: &str,
+        base: &WriteContentRequest,
+    ) -> Answer<(
+        (
+            mpsc::Sender<WriteContentRequest>,
+            Streaming<WriteContentResponse>,
+        ),
+        i64,
+    )> {
         let (requests, receiver) = mpsc::channel(1);
         let first = WriteContentRequest {
             action: WriteAction::Stat.into(),
@@ -220,67 +221,112 @@ impl<'a> Upload<'a> {
         requests.try_send(first).expect("it is empty");
         let mut content = client.content();
         let opened = content.write(client.leased(lease, Requests(receiver)));
-        let answers = client.call(QUICK, opened).await?;
-        let mut upload = Self {
-            client,
-            requests,
-            answers,
-            base,
-        };
-        upload.base.offset = upload.answer(QUICK).await?;
-        Ok(upload)
+        let mut answers = client.limited(QUICK, opened).await?;
+        let offset = answer(client, &mut answers, QUICK).await?;
+        Ok(((requests, answers), offset))
     }
 
-    /// How many bytes are there.
-    pub fn offset(&self) -> u64 {
+    async fn send(&mut self, action: WriteAction, data: Vec<u8>, limit: Duration) -> Answer<i64> {
+        let request = WriteContentRequest {
+            action: action.into(),
+            data,
+            ..self.base.clone()
+        };
+        // A stream that has ended tells why in its next answer.
+        let _ = self.stream.0.send(request).await;
+        answer(&self.client, &mut self.stream.1, limit).await
+    }
+}
+
+async fn answer(
+    client: &Client,
+    answers: &mut Streaming<WriteContentResponse>,
+    limit: Duration,
+) -> Answer<i64> {
+    let next = async {
+        let answer = answers.message().await?;
+        let ended = || Status::unavailable("the daemon ended the transfer");
+        answer.map(Response::new).ok_or_else(ended)
+    };
+    Ok(client.limited(limit, next).await?.offset)
+}
+
+#[async_trait]
+impl pull::Upload for Upload {
+    fn offset(&self) -> u64 {
         u64::try_from(self.base.offset).unwrap_or(0)
     }
 
-    /// Appends bytes.
-    pub async fn write(&mut self, data: Vec<u8>) -> Answer<()> {
-        if data.is_empty() {
+    async fn write(&mut self, piece: &[u8]) -> Result<(), ImageError> {
+        if piece.is_empty() {
             return Ok(());
         }
-        let end = self.base.offset + i64::try_from(data.len()).unwrap_or(i64::MAX);
-        let action = WriteAction::Write.into();
-        self.send(WriteContentRequest {
-            action,
-            data,
-            ..self.base.clone()
-        })
-        .await?;
-        self.answer(QUICK).await?;
-        self.base.offset = end;
+        let written = self.send(WriteAction::Write, piece.to_vec(), QUICK).await;
+        written.map_err(failed(format!("storing {}", self.what)))?;
+        self.base.offset += i64::try_from(piece.len()).unwrap_or(i64::MAX);
         Ok(())
     }
 
-    /// Ends it; containerd compares size and digest.
-    pub async fn commit(mut self) -> Answer<()> {
-        let action = WriteAction::Commit.into();
-        self.send(WriteContentRequest {
-            action,
-            ..self.base.clone()
-        })
-        .await?;
-        match self.answer(SLOW).await {
+    async fn rewind(&mut self) -> Result<(), ImageError> {
+        // The daemon lets go of it when the stream has ended.
+        self.stream.0 = mpsc::channel(1).0;
+        while let Ok(Some(_)) = self.stream.1.message().await {}
+        self.client.abort(&self.base.expected).await;
+        self.base.offset = 0;
+        let again = Self::stream(&self.client, &self.lease, &self.base).await;
+        let (stream, offset) = again.map_err(failed(format!("storing {}", self.what)))?;
+        (self.stream, self.base.offset) = (stream, offset);
+        Ok(())
+    }
+
+    /// containerd compares size and digest.
+    async fn finish(mut self) -> Result<(), ImageError> {
+        match self.send(WriteAction::Commit, Vec::new(), SLOW).await {
+            Ok(_) => Ok(()),
             Err(status) if status.code() == Code::AlreadyExists => Ok(()),
-            other => other.map(drop),
+            Err(status) => Err(wrong_digest(&self.what, &self.base.expected, status)),
         }
     }
+}
 
-    /// A stream that has ended tells why in its next answer.
-    async fn send(&mut self, request: WriteContentRequest) -> Answer<()> {
-        let _ = self.requests.send(request).await;
-        Ok(())
+/// What containerd found in place of a digest is in its words.
+fn wrong_digest(what: &str, expected: &str, status: Status) -> ImageError {
+    let text = status.message();
+    if status.code() != Code::FailedPrecondition {
+        return failed(format!("storing {what}"))(status).into();
     }
+    let found = text.split(|c: char| c == ',' || c.is_whitespace());
+    let mut found = found.filter(|word| word.starts_with("sha256:") && *word != expected);
+    ImageError::WrongDigest {
+        what: what.to_owned(),
+        expected: expected.to_owned(),
+        found: found.next().unwrap_or("another one").to_owned(),
+    }
+}
 
-    async fn answer(&mut self, limit: Duration) -> Answer<i64> {
-        let answers = &mut self.answers;
-        let next = async {
-            let answer = answers.message().await?;
-            let ended = || Status::unavailable("the daemon ended the transfer");
-            answer.map(Response::new).ok_or_else(ended)
-        };
-        Ok(self.client.call(limit, next).await?.offset)
+/// Writes a small blob with its labels; gives its digest.
+pub(super) async fn put_document(
+    client: &Arc<Client>,
+    lease: &str,
+    bytes: &[u8],
+    labels: Labels,
+) -> Result<String, ImageError> {
+    use pull::Upload as _;
+    let digest = digest_of(bytes);
+    let what = format!("blob {digest}");
+    let failed = || failed(format!("storing {what}"));
+    if !client.holds_blob(lease, &digest).await.map_err(failed())? {
+        let upload = Upload::open(client, lease, &what, &digest, bytes.len() as u64).await;
+        if let Some(mut upload) = upload.map_err(failed())? {
+            let written = usize::try_from(upload.offset()).unwrap_or(0);
+            upload
+                .write(bytes.get(written..).unwrap_or_default())
+                .await?;
+            upload.finish().await?;
+        }
     }
+    if !labels.is_empty() {
+        client.label(&digest, labels).await.map_err(failed())?;
+    }
+    Ok(digest)
 }

@@ -13,7 +13,7 @@ use prost_types::Any;
 use tonic::{Code, Status};
 
 use super::Inner;
-use super::client::{QUICK, SLOW, engine_error, failed};
+use super::client::{engine_error, failed};
 use super::folder::Folder;
 use super::images::Known;
 use super::record::{LABEL_NAME, Record};
@@ -87,9 +87,7 @@ impl Inner {
             same("id", &spec.id.0),
             same(&format!("labels.{LABEL_NAME:?}"), &spec.name),
         ];
-        let request = self.client.request(ListContainersRequest { filters });
-        let mut client = self.client.containers();
-        let found = self.client.call(QUICK, client.list(request)).await;
+        let found = self.client.ask(ListContainersRequest { filters }).await;
         let found = found.map_err(failed("looking for containers"))?.containers;
         match found.first() {
             None => Ok(claim),
@@ -199,9 +197,7 @@ impl Inner {
         };
         record.put(&mut container);
         let container = Some(container);
-        let request = self.client.request(CreateContainerRequest { container });
-        let mut client = self.client.containers();
-        let made = self.client.call(QUICK, client.create(request)).await;
+        let made = self.client.ask(CreateContainerRequest { container }).await;
         made.map(drop).map_err(|status| match status.code() {
             Code::AlreadyExists => exists(id),
             _ => failed(action(id))(status),
@@ -215,15 +211,14 @@ impl Inner {
         rootfs: Vec<RootMount>,
     ) -> Result<()> {
         let logger = self.handler.logger(&folder.logs(), spec.log_limit);
-        let request = self.client.request(CreateTaskRequest {
+        let request = CreateTaskRequest {
             container_id: spec.id.0.clone(),
             rootfs,
             stdout: logger.clone(),
             stderr: logger,
             ..CreateTaskRequest::default()
-        });
-        let mut client = self.client.tasks();
-        let made = self.client.call(SLOW, client.create(request)).await;
+        };
+        let made = self.client.ask(request).await;
         made.map(drop).map_err(|status| {
             refused(&status)
                 .map(|text| RuntimeError::Invalid(format!("container {}: {text}", spec.id)))

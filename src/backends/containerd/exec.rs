@@ -13,7 +13,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 use tokio::net::unix::pipe::{OpenOptions, Receiver};
 
-use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed};
+use super::client::{absent_is_done, engine_error, failed};
 use super::create::refused;
 use super::{Inner, NAME};
 use crate::runtime::oci::environment;
@@ -44,28 +44,19 @@ impl Drop for Exec {
         };
         self.engine.background.spawn_on(
             async move {
-                let mut client = engine.client.tasks();
                 let kill = KillRequest {
                     container_id: container.clone(),
                     exec_id: id.clone(),
                     signal: 9,
                     all: false,
                 };
-                let _ = engine
-                    .client
-                    .call(QUICK, client.kill(engine.client.request(kill)))
-                    .await;
-                let wait = wait_request(&container, &id);
-                let _ = engine
-                    .client
-                    .call(QUICK, client.wait(engine.client.request(wait)))
-                    .await;
+                let _ = engine.client.ask(kill).await;
+                let _ = engine.client.ask(wait_request(&container, &id)).await;
                 let delete = DeleteProcessRequest {
                     container_id: container,
                     exec_id: id,
                 };
-                let deleted = client.delete_process(engine.client.request(delete));
-                if let Err(status) = absent_is_done(engine.client.call(SLOW, deleted).await) {
+                if let Err(status) = absent_is_done(engine.client.ask(delete).await) {
                     tracing::debug!("forgetting a program: {}", status.message());
                 }
             },
@@ -115,7 +106,7 @@ impl Exec {
             pipe(&stderr).map_err(broken)?,
         );
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        let request = engine.client.request(ExecProcessRequest {
+        let request = ExecProcessRequest {
             container_id: self.container.0.clone(),
             exec_id: self.id.clone(),
             stdout: text(&stdout),
@@ -125,23 +116,20 @@ impl Exec {
                 value: process(container, spec).map_err(broken)?,
             }),
             ..ExecProcessRequest::default()
-        });
-        let mut client = engine.client.tasks();
-        let made = engine.client.call(SLOW, client.exec(request)).await;
+        };
+        let made = engine.client.ask(request).await;
         made.map_err(failed(action))?;
-        let start = engine.client.request(StartRequest {
+        let start = StartRequest {
             container_id: self.container.0.clone(),
             exec_id: self.id.clone(),
-        });
-        let started = engine.client.call(SLOW, client.start(start)).await;
+        };
+        let started = engine.client.ask(start).await;
         started.map_err(|status| match refused(&status) {
             Some(text) => RuntimeError::Invalid(format!("{action}: {text}")),
             None => failed(action)(status),
         })?;
-        let wait = engine
-            .client
-            .request(wait_request(&self.container.0, &self.id));
-        let ended = engine.client.call(spec.time_limit, client.wait(wait));
+        let wait = wait_request(&self.container.0, &self.id);
+        let ended = engine.client.ask_within(spec.time_limit, wait);
         let (ended, stdout, stderr) = gather(out, err, ended).await;
         let code = ended.map_err(failed(action))?.exit_status;
         Ok(ExecOutput {

@@ -12,10 +12,9 @@ use containerd_client::services::v1::{
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
-use tonic::Response;
 
 use super::Inner;
-use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed, is_down};
+use super::client::{absent_is_done, engine_error, failed, is_down};
 use super::record::Record;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
@@ -43,11 +42,7 @@ impl Inner {
             return Ok(None);
         }
         let request = GetContainerRequest { id: id.0.clone() };
-        let mut client = self.client.containers();
-        let answer = self
-            .client
-            .call(QUICK, client.get(self.client.request(request)))
-            .await;
+        let answer = self.client.ask(request).await;
         let found =
             absent_is_done(answer).map_err(failed(format!("looking for container {id}")))?;
         Ok(found.and_then(|found| found.container))
@@ -59,11 +54,7 @@ impl Inner {
             container_id: id.0.clone(),
             ..GetRequest::default()
         };
-        let mut client = self.client.tasks();
-        let answer = self
-            .client
-            .call(QUICK, client.get(self.client.request(request)))
-            .await;
+        let answer = self.client.ask(request).await;
         let found = absent_is_done(answer).map_err(failed(format!("looking at container {id}")))?;
         Ok(found.and_then(|found| found.process))
     }
@@ -76,11 +67,7 @@ impl Inner {
             container_id: id.0.clone(),
             ..StartRequest::default()
         };
-        let mut client = self.client.tasks();
-        let answer = self
-            .client
-            .call(SLOW, client.start(self.client.request(request)))
-            .await;
+        let answer = self.client.ask(request).await;
         let status = match answer {
             Ok(_) => return Ok(()),
             Err(status) if is_down(&status) => return Err(failed("starting")(status)),
@@ -107,11 +94,7 @@ impl Inner {
             signal: number.as_raw().cast_unsigned(),
             ..KillRequest::default()
         };
-        let mut client = self.client.tasks();
-        let answer = self
-            .client
-            .call(SLOW, client.kill(self.client.request(request)))
-            .await;
+        let answer = self.client.ask(request).await;
         let Err(status) = absent_is_done(answer) else {
             return Ok(());
         };
@@ -154,13 +137,11 @@ impl Inner {
         if folder.is_being_made() {
             return Ok(None);
         }
-        let request = self.client.request(WaitRequest {
+        let request = WaitRequest {
             container_id: id.0.clone(),
             ..WaitRequest::default()
-        });
-        let mut client = self.client.tasks();
-        let ended = async { client.wait(request).await.map(Response::into_inner) };
-        let ended = absent_is_done(self.client.while_alive(WATCH, ended).await);
+        };
+        let ended = absent_is_done(self.client.ask_watching(WATCH, request).await);
         let ended = ended.map_err(failed(format!("waiting for container {id}")))?;
         if ended.is_none() {
             // Removed, or its task went down with the machine or its shim.
@@ -207,12 +188,9 @@ impl Inner {
     pub(super) async fn list(&self) -> Result<Vec<ContainerInfo>> {
         self.sweep().await;
         let filters = vec![format!("labels.{LABEL_OWNER:?}=={OWNER:?}")];
-        let (mut containers, mut tasks) = (self.client.containers(), self.client.tasks());
-        let request = self.client.request(ListContainersRequest { filters });
-        let containers = self.client.call(QUICK, containers.list(request)).await;
+        let containers = self.client.ask(ListContainersRequest { filters }).await;
         // After the containers: one whose task comes between the two is seen with it.
-        let request = self.client.request(ListTasksRequest::default());
-        let tasks = self.client.call(QUICK, tasks.list(request)).await;
+        let tasks = self.client.ask(ListTasksRequest::default()).await;
         let failed = || failed("listing containers");
         let tasks = tasks.map_err(failed())?.tasks.into_iter();
         let tasks: HashMap<String, Process> = tasks

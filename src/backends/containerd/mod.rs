@@ -7,6 +7,7 @@
 //! 2026-11-26: pulls are our own, also where containerd has a transfer service: that reads no credentials of ours
 //! without a stream for each pull, tells no digest errors apart, and containerd 1.6 lacks it.
 
+mod calls;
 mod client;
 mod content;
 mod create;
@@ -14,11 +15,10 @@ mod exec;
 mod folder;
 mod handler;
 mod images;
-mod import;
 mod life;
-mod pull;
 mod record;
 mod remove;
+mod store;
 mod unpack;
 
 use std::collections::HashSet;

@@ -4,14 +4,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use containerd_client::services::v1::snapshots::RemoveSnapshotRequest;
 use containerd_client::services::v1::{
     DeleteContainerRequest, DeleteTaskRequest, KillRequest, WaitRequest,
 };
 use tonic::Code;
 
 use super::Inner;
-use super::client::{QUICK, SLOW, absent_is_done, engine_error, failed, is_down};
+use super::client::{absent_is_done, engine_error, failed, is_down};
 use super::record::Record;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{BoxError, ContainerId, Result, check};
@@ -65,8 +64,10 @@ impl Inner {
         let failed = |error| engine_error(format!("removing container {id}"), error);
         let engine = async {
             self.delete_task(id).await?;
-            let (records, cgroups) =
-                tokio::join!(self.delete_records(id, snapshotter), remove_cgroups(cgroup));
+            let (records, cgroups) = tokio::join!(
+                self.delete_records(id, &snapshotter),
+                remove_cgroups(cgroup)
+            );
             records?;
             cgroups.map_err(failed)
         };
@@ -80,19 +81,12 @@ impl Inner {
 
     /// Kills the first process, and with it all others.
     async fn kill_task(&self, id: &ContainerId) -> Result<()> {
-        let mut client = self.client.tasks();
-        let container_id = || id.0.clone();
         let kill = KillRequest {
-            container_id: container_id(),
+            container_id: id.0.clone(),
             signal: KILL,
-
             ..KillRequest::default()
         };
-        let killed = self
-            .client
-            .call(SLOW, client.kill(self.client.request(kill)))
-            .await;
-        match absent_is_done(killed) {
+        match absent_is_done(self.client.ask(kill).await) {
             Err(status) if is_down(&status) => {
                 Err(failed(format!("ending container {id}"))(status))
             }
@@ -107,51 +101,29 @@ impl Inner {
 
     /// Removes the task with its mounts once its processes are gone.
     async fn delete_task(&self, id: &ContainerId) -> Result<()> {
-        let mut client = self.client.tasks();
-        let container_id = || id.0.clone();
         let wait = WaitRequest {
-            container_id: container_id(),
+            container_id: id.0.clone(),
             ..WaitRequest::default()
         };
-        let ended = self
-            .client
-            .call(PATIENCE, client.wait(self.client.request(wait)))
-            .await;
-        let action = || format!("ending container {id}");
-        absent_is_done(ended).map_err(failed(action()))?;
         let delete = DeleteTaskRequest {
-            container_id: container_id(),
+            container_id: id.0.clone(),
         };
-        let deleted = self
-            .client
-            .call(SLOW, client.delete(self.client.request(delete)))
-            .await;
-        absent_is_done(deleted).map(drop).map_err(failed(action()))
+        let deleted = async {
+            absent_is_done(self.client.ask_within(PATIENCE, wait).await)?;
+            absent_is_done(self.client.ask(delete).await)
+        };
+        let deleted = deleted.await.map(drop);
+        deleted.map_err(failed(format!("ending container {id}")))
     }
 
-    async fn delete_records(&self, id: &ContainerId, snapshotter: String) -> Result<()> {
+    async fn delete_records(&self, id: &ContainerId, snapshotter: &str) -> Result<()> {
         let request = DeleteContainerRequest { id: id.0.clone() };
-        let mut client = self.client.containers();
-        let deleted = self
-            .client
-            .call(QUICK, client.delete(self.client.request(request)))
-            .await;
-        absent_is_done(deleted).map_err(failed(format!("removing container {id}")))?;
-        let request = RemoveSnapshotRequest {
-            snapshotter,
-            key: id.0.clone(),
-        };
-        let mut client = self.client.snapshots();
-        let removed = self
-            .client
-            .call(SLOW, client.remove(self.client.request(request)))
-            .await;
-        match absent_is_done(removed) {
+        let deleted = absent_is_done(self.client.ask(request).await);
+        deleted.map_err(failed(format!("removing container {id}")))?;
+        match self.images.remove_snapshot(snapshotter, &id.0).await {
             // The snapshotter is not there any more: neither is the snapshot.
             Err(status) if status.code() == Code::InvalidArgument => Ok(()),
-            other => other
-                .map(drop)
-                .map_err(failed(format!("removing the snapshot of container {id}"))),
+            other => other.map_err(failed(format!("removing the snapshot of container {id}"))),
         }
     }
 }

@@ -7,8 +7,8 @@ use super::{Bundle, Folder, Writer};
 use crate::image::Added;
 use crate::image::error::{ImageError, Result};
 use crate::image::import::Destination as _;
-use crate::image::layout::{Temporary, digest_of};
-use crate::image::pull::{self, Described, PullOptions, Remote};
+use crate::image::layout::Temporary;
+use crate::image::pull::{self, Described, FileUpload, PullOptions, Remote, Upload as _};
 use crate::image::reference::ImageRef;
 
 /// An image that a registry has.
@@ -37,7 +37,7 @@ impl RemoteImage {
 
     /// Digest of its manifest.
     pub(crate) fn digest(&self) -> String {
-        digest_of(&self.found.manifest_bytes)
+        self.found.manifest_digest.clone()
     }
 
     /// Fetches its layers into a bundle below `scratch`.
@@ -46,12 +46,11 @@ impl RemoteImage {
     /// Those of a pull; nothing is then left.
     pub(crate) async fn fetch(self, scratch: &Path) -> Result<Bundle> {
         let mut assembly = Assembly::begin(scratch).await?;
-        for layer in self.found.manifest.layers() {
-            let digest = layer.digest().to_string();
-            let what = format!("blob {digest} of {}", self.remote.name());
-            let file = assembly.file(&what)?;
-            let (size, progress) = (layer.size(), &self.options.progress);
-            pull::fetch_blob(&self.remote, &what, &digest, size, file, progress).await?;
+        for layer in self.found.layers() {
+            let file = assembly.file(&layer.what)?;
+            let mut upload = FileUpload::open(&layer.what, file).await?;
+            pull::fetch_blob(&self.remote, &layer, &mut upload, &self.options.progress).await?;
+            upload.finish().await?;
         }
         let name = self.name.tagged().unwrap_or_else(|| self.name.to_string());
         assembly.finish(name, self.found).await

@@ -79,7 +79,7 @@ impl Remote {
     }
 
     /// The manifest or index, by digest or by the image's tag. The caller checks the digest.
-    pub(super) async fn manifest(&self, digest: Option<&str>) -> Result<Vec<u8>> {
+    pub(super) async fn top(&self, digest: Option<&str>) -> Result<Vec<u8>> {
         let image = match digest {
             Some(digest) => self.by_digest(digest),
             None => self.image.clone(),
@@ -93,7 +93,7 @@ impl Remote {
     }
 
     /// A small blob, checked.
-    pub(super) async fn document(&self, digest: &str) -> Result<Vec<u8>> {
+    pub(super) async fn small_blob(&self, digest: &str) -> Result<Vec<u8>> {
         let what = format!("blob {digest} of {}", self.name);
         let mut stream = match self.blob(digest, 0).await? {
             BlobResponse::Full(stream) | BlobResponse::Partial(stream) => stream,

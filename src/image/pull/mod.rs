@@ -1,28 +1,37 @@
-//! Images from registries: manifest and config first, then the missing layers, four at a time.
+//! Images from registries into a store, the node's own or an engine's: documents first, then the missing layers, four
+//! at a time, each with what an earlier pull left of it.
 
 mod blob;
 mod client;
+mod described;
+mod local;
+mod store;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
+use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use indicatif::ProgressBar;
 use oci_client::RegistryOperation;
-use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::blob::fetch as fetch_blob;
 pub(crate) use self::client::Remote;
-use super::archive::same_length;
+#[cfg(feature = "containerd")]
+pub(crate) use self::described::chain;
+pub(crate) use self::described::{Described, Documents, Layer};
+pub(super) use self::local::blocking;
+pub(super) use self::store::FileUpload;
+pub(crate) use self::store::{BlobStore, Upload};
 use super::error::{ImageError, Result};
-use super::layout::{Layout, Work, check_digest, digest_of, parse_config, parse_manifest};
-use super::platform::{Platform, choose};
+use super::layout::check_digest;
+use super::platform::Platform;
 use super::reference::ImageRef;
-use super::{Added, enter_all};
-use crate::runtime::{ImageInfo, RegistryAuth};
+use crate::runtime::RegistryAuth;
 
 /// Layers that are fetched and unpacked at a time.
-pub(crate) const PARALLEL: usize = 4;
+const PARALLEL: usize = 4;
 
 /// How to pull.
 #[derive(Clone, Debug)]
@@ -48,63 +57,50 @@ impl Default for PullOptions {
     }
 }
 
-/// Pulls an image; after an error only what was fetched of its blobs is kept, to resume there.
-pub(super) async fn pull(
-    layout: &Layout,
-    name: &ImageRef,
-    options: &PullOptions,
-) -> Result<ImageInfo> {
-    let work = blocking(layout, Layout::work).await?;
-    let result = match fetch(layout, &work, name, options).await {
-        Ok(added) => {
-            let work = work.share()?;
-            blocking(layout, move |layout| enter_all(layout, &work, &[added])).await
-        }
-        Err(error) => Err(error),
-    };
-    drop(work);
-    if result.is_err()
-        && let Err(error) = blocking(layout, Layout::collect).await
-    {
-        tracing::warn!(%error, "cannot clean the image store");
-    }
-    let images = result?;
-    let image = images.into_iter().next();
-    image.ok_or_else(|| ImageError::Missing(name.to_string()))
-}
-
-async fn fetch(
-    layout: &Layout,
-    work: &Work,
-    name: &ImageRef,
-    options: &PullOptions,
-) -> Result<Added> {
-    let (remote, described) = describe(name, options).await?;
-    let diff_ids = described.config.rootfs().diff_ids().iter().cloned();
-    let layers = described.manifest.layers().iter().cloned().zip(diff_ids);
-    fetch_layers(layout, work, &remote, layers.collect(), &options.progress).await?;
-    layout.write_blob(work, &described.config_bytes)?;
-    Ok(Added {
-        manifest: layout.write_blob(work, &described.manifest_bytes)?,
-        manifest_size: described.manifest_bytes.len() as u64,
-        repo_digest: Some(described.top_digest),
-        names: vec![name.tagged().unwrap_or_else(|| name.to_string())],
-    })
-}
-
-/// The documents of an image, as its registry gave them and checked.
-pub(crate) struct Described {
-    /// What the name stands for: the manifest, or the index of several platforms.
+/// Where the blobs of an image come from.
+pub(crate) enum Source<'a> {
+    /// They are in the store.
     #[cfg_attr(
         not(feature = "containerd"),
-        expect(dead_code, reason = "kept by containerd's store alone")
+        expect(
+            dead_code,
+            reason = "the node's own store unpacks what it keeps at once"
+        )
     )]
-    pub(crate) top: Vec<u8>,
-    pub(crate) top_digest: String,
-    pub(crate) manifest_bytes: Vec<u8>,
-    pub(crate) manifest: ImageManifest,
-    pub(crate) config_bytes: Vec<u8>,
-    pub(crate) config: ImageConfiguration,
+    Stored,
+    /// Files, in the order of layers.
+    #[cfg_attr(
+        not(feature = "containerd"),
+        expect(dead_code, reason = "the node's own store reads archives itself")
+    )]
+    Files(&'a [PathBuf]),
+    /// A registry; with what tells of the progress.
+    Registry(&'a Remote, &'a ProgressBar),
+}
+
+/// Pulls an image and gives the name under which it is then found; after an error only what was fetched of its blobs is
+/// kept, to resume there.
+pub(crate) async fn pull<S: BlobStore>(
+    store: &S,
+    image: &str,
+    options: &PullOptions,
+) -> Result<String> {
+    let name = ImageRef::parse(image)?;
+    let (remote, described) = describe(&name, options).await?;
+    let known_as = name.tagged().unwrap_or_else(|| name.to_string());
+    let hold = store.hold().await?;
+    let source = Source::Registry(&remote, &options.progress);
+    let pulled = async {
+        if !store.is_lazy() {
+            add_layers(store, &hold, &described, &source).await?;
+        }
+        store.keep(&hold, &described, &source).await?;
+        let names = std::slice::from_ref(&known_as);
+        store.name(&hold, &described, names).await
+    };
+    let pulled = pulled.await;
+    store.release(hold, pulled.as_ref().err()).await;
+    pulled.map(|()| known_as)
 }
 
 /// Fetches the documents of an image for the platform; its blobs are to be had from the same remote.
@@ -119,82 +115,121 @@ pub(crate) async fn describe(
         RegistryOperation::Pull,
     )
     .await?;
-    let top = remote.manifest(name.digest()).await?;
-    let top_digest = digest_of(&top);
+    let top = remote.top(name.digest()).await?;
     if let Some(expected) = name.digest() {
         check_digest(&format!("manifest of {name}"), expected, &top)?;
     }
-    let manifest_bytes = match serde_json::from_slice::<ImageIndex>(&top) {
-        Ok(index) => {
-            let entry = choose(&name.to_string(), index.manifests(), &options.platform)?;
-            let digest = entry.digest().to_string();
-            let bytes = remote.manifest(Some(&digest)).await?;
-            check_digest(&format!("manifest {digest} of {name}"), &digest, &bytes)?;
-            bytes
-        }
-        Err(_) => top.clone(),
-    };
-    let manifest = parse_manifest(&digest_of(&manifest_bytes), &manifest_bytes)?;
-    let config_digest = manifest.config().digest().to_string();
-    let config_bytes = remote.document(&config_digest).await?;
-    let config = parse_config(&config_digest, &config_bytes)?;
-    let diff_ids = config.rootfs().diff_ids();
-    same_length(&name.to_string(), diff_ids.len(), manifest.layers().len())?;
-    let described = Described {
-        top,
-        top_digest,
-        manifest_bytes,
-        manifest,
-        config_bytes,
-        config,
-    };
+    let described = Described::read(&name.to_string(), top, &options.platform, &remote).await?;
     Ok((remote, described))
 }
 
-async fn fetch_layers(
-    layout: &Layout,
-    work: &Work,
-    remote: &Remote,
-    mut layers: Vec<(Descriptor, String)>,
-    progress: &ProgressBar,
+#[async_trait]
+impl Documents for Remote {
+    async fn document(&self, digest: &str) -> Result<Vec<u8>> {
+        self.small_blob(digest).await
+    }
+
+    async fn manifest(&self, digest: &str) -> Result<Vec<u8>> {
+        let bytes = self.top(Some(digest)).await?;
+        let what = format!("manifest {digest} of {}", self.name());
+        check_digest(&what, digest, &bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// Brings all layers of an image that are missing into a store.
+pub(crate) async fn add_layers<S: BlobStore>(
+    store: &S,
+    hold: &S::Hold,
+    image: &Described,
+    source: &Source<'_>,
 ) -> Result<()> {
+    let mut layers = image.layers();
     let mut seen = HashSet::new();
-    layers.retain(|(_, diff_id)| seen.insert(diff_id.clone()) && layout.layer(diff_id).is_none());
-    progress.set_length(layers.iter().map(|(layer, _)| layer.size()).sum());
+    layers.retain(|layer| seen.insert(layer.digest.clone()));
+    if let Source::Registry(_, progress) = source {
+        progress.set_length(layers.iter().map(Layer::size).sum());
+    }
     let stop = &CancellationToken::new();
-    let fetches = layers
-        .clone()
-        .into_iter()
-        .map(|(layer, diff_id)| async move {
-            let fetched = blob::layer(layout, work, remote, &layer, &diff_id, progress, stop).await;
-            fetched.inspect_err(|_| stop.cancel())
-        });
+    let additions: Vec<_> = layers
+        .iter()
+        .map(|layer| async move {
+            let come = tokio::select! {
+                biased;
+                () = stop.cancelled() => Ok(None),
+                come = come(store, hold, layer, source) => come,
+            };
+            let added = finish(layer, come).await;
+            added.inspect_err(|_| stop.cancel())
+        })
+        .collect();
     // All are waited for, so that none goes on unpacking when the pull has failed.
-    let results: Vec<Result<()>> = futures_util::stream::iter(fetches)
+    let results: Vec<Result<()>> = futures_util::stream::iter(additions)
         .buffer_unordered(PARALLEL)
         .collect()
         .await;
     let result: Result<()> = results.into_iter().collect();
     if let Err(error) = &result
-        && !matches!(error, ImageError::Unreachable { .. })
+        && !may_pass(error)
     {
-        for (layer, _) in &layers {
-            blob::forget(&blob::partial(layout, layer.digest().as_ref())?);
+        for layer in &layers {
+            store.forget(layer).await;
         }
     }
     result
 }
 
-/// Runs blocking work on the store where blocking is allowed.
-pub(super) async fn blocking<T: Send + 'static>(
-    layout: &Layout,
-    work: impl FnOnce(&Layout) -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let layout = layout.clone();
-    match tokio::task::spawn_blocking(move || work(&layout)).await {
-        Ok(result) => result,
-        Err(error) => Err(ImageError::io("work on the image store")(
-            std::io::Error::other(error),
-        )),
+/// Brings one layer into a store, if it is missing.
+#[cfg(feature = "containerd")]
+pub(crate) async fn add_layer<S: BlobStore>(
+    store: &S,
+    hold: &S::Hold,
+    layer: &Layer,
+    source: &Source<'_>,
+) -> Result<()> {
+    finish(layer, come(store, hold, layer, source).await).await
+}
+
+/// Writes a layer's blob, unless it is there or somebody else has done so meanwhile.
+async fn come<S: BlobStore>(
+    store: &S,
+    hold: &S::Hold,
+    layer: &Layer,
+    source: &Source<'_>,
+) -> Result<Option<S::Upload>> {
+    let there = store.has(hold, layer).await?;
+    let upload = match source {
+        _ if there => None,
+        Source::Stored => return Err(ImageError::Missing(layer.what.clone())),
+        _ => store.open(hold, layer).await?,
+    };
+    match (source, upload) {
+        (Source::Registry(_, progress), None) => progress.inc(layer.size()),
+        (_, None) | (Source::Stored, _) => {}
+        (Source::Files(paths), Some(mut upload)) => {
+            blob::copy(&paths[layer.place], &mut upload).await?;
+            return Ok(Some(upload));
+        }
+        (Source::Registry(remote, progress), Some(mut upload)) => {
+            blob::fetch(remote, layer, &mut upload, progress).await?;
+            return Ok(Some(upload));
+        }
     }
+    Ok(None)
+}
+
+async fn finish(layer: &Layer, come: Result<Option<impl Upload>>) -> Result<()> {
+    if let Some(upload) = come? {
+        upload.finish().await?;
+        tracing::info!(size = layer.size(), "{} added", layer.what);
+    }
+    Ok(())
+}
+
+/// Whether the same pull may go on later where this one ended.
+fn may_pass(error: &ImageError) -> bool {
+    matches!(
+        error,
+        ImageError::Unreachable { .. } | ImageError::Engine(_)
+    )
 }
