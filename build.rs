@@ -1,5 +1,5 @@
 //! Builds krunner, the static runner inside kernels, and packs it into the layer that the agent carries (`src/krunner.rs`), and
-//! the program that watches a running container (`src/backends/youki/watcher.rs`).
+//! the program that watches a running container (`src/runtime/monitor.rs`).
 //!
 //! `BACKENDAI_KRUNNER_LAYER=<tar>` and `BACKENDAI_MONITOR=<program>` take what was built elsewhere instead.
 

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use rustix::process::Signal;
+
 use super::{
     ContainerId, ContainerInfo, ContainerSpec, ContainerState, ExecSpec, Mount, MountKind,
     NetworkMode, Result, RuntimeError,
@@ -82,6 +84,30 @@ pub fn invalid_id(id: &ContainerId) -> RuntimeError {
     RuntimeError::Invalid(format!(
         "container id {id:?} must be 1 to 128 letters, digits, '_', '-' or '.'"
     ))
+}
+
+/// The refusal of an id that another container has.
+#[must_use]
+pub fn exists(id: &ContainerId) -> RuntimeError {
+    RuntimeError::Invalid(format!("container {id} exists already; remove it first"))
+}
+
+/// The refusal of a name that another container has.
+#[must_use]
+pub fn name_taken(spec: &ContainerSpec, holder: &str) -> RuntimeError {
+    RuntimeError::Invalid(format!(
+        "container {}: the name {} is taken by {holder}; remove that first",
+        spec.id, spec.name
+    ))
+}
+
+/// The number of a signal, if it is one.
+///
+/// # Errors
+/// [`RuntimeError::Invalid`].
+pub fn signal(number: i32) -> Result<Signal> {
+    let wrong = || RuntimeError::Invalid(format!("{number} is not the number of a signal"));
+    Signal::from_named_raw(number).ok_or_else(wrong)
 }
 
 /// Whether what is to be shown inside is there.

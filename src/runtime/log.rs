@@ -18,6 +18,19 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// More than any log is allowed to grow to, less than memory.
 const WHOLE: usize = 256 << 20;
 
+/// How long a logger may take to write what a dead container left in its pipe.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Waits until a log holds all that its dead container printed.
+pub async fn complete(folder: &Path) {
+    let complete = async {
+        while let Ok(false) = backendai_monitor::is_complete(folder) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, complete).await;
+}
+
 /// Tells what is new in a log.
 #[async_trait]
 pub trait News: Send {

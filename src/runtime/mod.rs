@@ -10,12 +10,17 @@ pub mod cgroup;
 pub mod check;
 pub mod device;
 pub mod fake;
+pub mod folder;
 pub mod kept;
 pub mod log;
+#[cfg(any(feature = "youki", feature = "containerd"))]
+pub mod monitor;
 pub mod names;
 pub mod network;
 pub mod oci;
 pub mod output;
+pub mod record;
+pub mod sandbox;
 pub mod seccomp;
 mod spec;
 mod status;

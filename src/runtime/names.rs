@@ -1,10 +1,10 @@
 //! The files by which a container resolves names: its host name, the hosts it knows, the name servers it asks.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use super::{ContainerSpec, NetworkMode};
+use super::{ContainerSpec, Mount, MountKind, NetworkMode};
 
 /// Where systemd-resolved keeps the real servers when /etc/resolv.conf names its own stub.
 pub const SOURCES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
@@ -31,6 +31,27 @@ pub fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<(PathBuf, S
     };
     files.extend(servers.map(|text| ("/etc/resolv.conf".into(), text)));
     files
+}
+
+/// Writes these files into a folder, and gives the mounts by which a container sees them. Blocks.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn mounts(
+    spec: &ContainerSpec,
+    address: Option<Ipv4Addr>,
+    folder: &Path,
+) -> io::Result<Vec<Mount>> {
+    let mounts = files(spec, address).into_iter().map(|(target, text)| {
+        let source = folder.join(target.file_name().unwrap_or_default());
+        fs::write(&source, text)?;
+        Ok(Mount {
+            kind: MountKind::Bind(source),
+            target,
+            read_only: false,
+        })
+    });
+    mounts.collect()
 }
 
 /// A resolv.conf without the servers on the host's loopback interface; `None` when no server is left.

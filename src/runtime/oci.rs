@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-use super::{ContainerSpec, DeviceNode, Limits, Mount, MountKind, NetworkMode, Seccomp, seccomp};
+use super::{
+    ContainerSpec, DeviceNode, ExecSpec, Limits, Mount, MountKind, NetworkMode, Seccomp, seccomp,
+};
 
 /// Search path of a program when neither the image nor the request has one.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -130,6 +132,28 @@ pub fn environment(image: &[String], own: &[(String, String)]) -> Vec<String> {
     all.into_iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect()
+}
+
+/// The OCI process of a program that joins the container with this spec: with the rights of the first one, and none of
+/// its capabilities for another user than root.
+///
+/// # Errors
+/// When the spec is no JSON.
+pub fn joining(container: &[u8], exec: &ExecSpec) -> serde_json::Result<Value> {
+    let spec: Value = serde_json::from_slice(container)?;
+    let mut process = spec["process"].clone();
+    let base: Vec<String> = serde_json::from_value(process["env"].clone()).unwrap_or_default();
+    let (uid, gid) = exec.user;
+    process["args"] = json!(exec.args);
+    process["env"] = json!(environment(&base, &exec.env));
+    process["cwd"] = json!(exec.cwd);
+    process["user"] = json!({"uid": uid, "gid": gid});
+    if uid != 0 {
+        for set in ["effective", "permitted"] {
+            process["capabilities"][set] = json!([]);
+        }
+    }
+    Ok(process)
 }
 
 fn process(container: &ContainerSpec, place: &Placement) -> Result<Value, OciError> {

@@ -1,11 +1,29 @@
-//! A program of the host that processes in a container may be started from without being able to write to it.
+//! Programs of the host: where they are, and one that processes in a container may be started from without being able
+//! to write to it.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{Access, CWD, access};
 use rustix::mount::{OpenTreeFlags, open_tree};
+
+/// Where daemons look for programs: they have the system's search path, whatever ours is.
+pub const SYSTEM_PATH: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
+
+/// The first program of this name in some folders.
+pub fn find(name: &str, folders: impl IntoIterator<Item = impl AsRef<Path>>) -> Option<PathBuf> {
+    let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    let mut paths = folders.into_iter().map(|folder| folder.as_ref().join(name));
+    paths.find(|path| runs(path))
+}
 
 /// A read-only view of a program's file.
 ///

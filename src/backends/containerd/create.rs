@@ -1,8 +1,6 @@
 //! `create`: snapshot, network and cgroups side by side, then the container, then its task. `remove` undoes any part.
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
 
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::{
@@ -12,35 +10,19 @@ use containerd_client::types::Mount as RootMount;
 use prost_types::Any;
 use tonic::{Code, Status};
 
-use super::Inner;
 use super::client::{engine_error, failed};
-use super::folder::Folder;
 use super::images::Known;
-use super::record::{LABEL_NAME, Record};
-use crate::runtime::cgroup::Hierarchies;
-use crate::runtime::network::{Attachment, NetworkError};
+use super::record::{Kept, LABEL_NAME};
+use super::{Inner, LOGS};
+use crate::runtime::folder::Folder;
+use crate::runtime::network::Attachment;
 use crate::runtime::oci::{self, Placement};
-use crate::runtime::{
-    ContainerId, ContainerSpec, Limits, Mount, MountKind, NetworkMode, Result, RuntimeError, check,
-    names,
-};
-use crate::sys::userns;
+use crate::runtime::record::{Claim, Record};
+use crate::runtime::sandbox::Room;
+use crate::runtime::{ContainerId, ContainerSpec, Result, RuntimeError, check, names};
 
 /// Type of an OCI runtime spec in containerd's records.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
-
-/// A name that only this `create` may give.
-struct NameClaim<'a>(&'a Inner, String);
-
-impl Drop for NameClaim<'_> {
-    fn drop(&mut self) {
-        self.0
-            .names
-            .lock()
-            .expect("no panic while held")
-            .remove(&self.1);
-    }
-}
 
 impl Inner {
     pub(super) async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
@@ -54,7 +36,7 @@ impl Inner {
         let claim = self.folders.claim(&spec.id);
         let claim = claim.map_err(|error| engine_error(action(&spec.id), error.into()))?;
         let Some((folder, lock)) = claim else {
-            return Err(exists(&spec.id));
+            return Err(check::exists(&spec.id));
         };
         let made = self.make(spec, &image, &folder).await;
         if made.is_err()
@@ -67,21 +49,10 @@ impl Inner {
     }
 
     /// Refuses an id or a name that another container has, or is getting.
-    async fn claim_name(&self, spec: &ContainerSpec) -> Result<NameClaim<'_>> {
-        let taken = |holder: &str| {
-            RuntimeError::Invalid(format!(
-                "container {}: the name {} is taken by {holder}; remove that first",
-                spec.id, spec.name
-            ))
-        };
-        let new = |name: &String| {
-            let mut names = self.names.lock().expect("no panic while held");
-            names.insert(name.clone())
-        };
-        if !new(&spec.name) {
-            return Err(taken("a container that is being made"));
-        }
-        let claim = NameClaim(self, spec.name.clone());
+    async fn claim_name(&self, spec: &ContainerSpec) -> Result<Claim<'_>> {
+        let claim = self.names.claim(&spec.name);
+        let claim =
+            claim.ok_or_else(|| check::name_taken(spec, "a container that is being made"))?;
         let same = |key: &str, value: &str| format!("{key}=={value:?}");
         let filters = vec![
             same("id", &spec.id.0),
@@ -91,98 +62,55 @@ impl Inner {
         let found = found.map_err(failed("looking for containers"))?.containers;
         match found.first() {
             None => Ok(claim),
-            Some(container) if container.id == spec.id.0 => Err(exists(&spec.id)),
-            Some(container) => Err(taken(&format!("container {}", container.id))),
+            Some(container) if container.id == spec.id.0 => Err(check::exists(&spec.id)),
+            Some(container) => {
+                let holder = format!("container {}", container.id);
+                Err(check::name_taken(spec, &holder))
+            }
         }
     }
 
     async fn make(&self, spec: &ContainerSpec, image: &Known, folder: &Folder) -> Result<()> {
-        let cgroup = Path::new("/backendai").join(&spec.id.0);
         // All run to their end, so that what follows a failure finds nothing under way.
-        let (mounts, attachment, limits) = tokio::join!(
+        let (mounts, around) = tokio::join!(
             self.images.snapshot(&spec.id, image),
-            self.attach(spec),
-            self.make_cgroup(spec, &cgroup)
+            self.make_sandbox(spec)
         );
-        let (mounts, attachment, (limits, place)) = (mounts?, attachment?, limits?);
+        let (mounts, (attachment, room)) = (mounts?, around?);
         let address = attachment.as_ref().map(|it| it.address);
+        let broken = |error: std::io::Error| engine_error(action(&spec.id), error.into());
+        std::fs::create_dir(folder.file(LOGS)).map_err(broken)?;
         let mut full = spec.clone();
-        full.limits = limits;
-        full.mounts.extend(name_files(spec, address, folder)?);
+        full.limits = room.limits;
+        let name_files = names::mounts(spec, address, folder.path());
+        full.mounts.extend(name_files.map_err(broken)?);
         let place = Placement {
             netns: attachment.map(|it| it.netns),
             image_env: image.info.env.clone(),
-            ..place
+            ..room.place
         };
         let oci = oci::spec(&full, &place);
         let oci = oci.map_err(|error| RuntimeError::Invalid(error.to_string()))?;
-        let record = Record {
-            name: spec.name.clone(),
-            image: spec.image.clone(),
+        let record = Kept {
+            record: Record::new(spec, self.sandbox.cgroup(&spec.id), address),
             image_id: image.info.id.clone(),
-            labels: spec.labels.clone(),
-            ports: spec
-                .ports
-                .iter()
-                .map(|it| (it.host, it.container))
-                .collect(),
-            address,
-            cgroup,
         };
         let value = serde_json::to_vec(&oci).expect("an OCI spec is plain data");
         self.create_record(&spec.id, &record, value).await?;
         self.create_task(spec, folder, mounts).await?;
-        folder
-            .set_made()
-            .map_err(|error| engine_error(action(&spec.id), error.into()))
+        self.folders.set_made(&spec.id).map_err(broken)
     }
 
-    async fn attach(&self, spec: &ContainerSpec) -> Result<Option<Attachment>> {
-        if spec.network != NetworkMode::Bridge {
-            return Ok(None);
-        }
-        let attached = self.network.attach(&spec.id.0, &spec.ports).await;
-        attached.map(Some).map_err(|error| match error {
-            NetworkError::PortTaken { .. } => {
-                RuntimeError::Invalid(format!("container {}: {error}", spec.id))
-            }
-            other => engine_error(format!("connecting container {}", spec.id), other.into()),
-        })
+    async fn make_sandbox(&self, spec: &ContainerSpec) -> Result<(Option<Attachment>, Room)> {
+        let (sandbox, wanted) = (self.sandbox.clone(), spec.clone());
+        let made = tokio::task::spawn_blocking(move || sandbox.make(&wanted)).await;
+        made.unwrap_or_else(|error| Err(engine_error(action(&spec.id), error.into())))
     }
 
-    /// Makes the cgroups; gives the limits that are left to the engine, and the container's place.
-    async fn make_cgroup(&self, spec: &ContainerSpec, path: &Path) -> Result<(Limits, Placement)> {
-        let (mut limits, path) = (spec.limits.clone(), path.to_owned());
-        let open_files = self.open_files;
-        let make = move || {
-            let hierarchies = Hierarchies::read()?;
-            hierarchies.create(&path)?;
-            hierarchies.limit(&path, &mut limits)?;
-            let place = Placement {
-                rootfs: PathBuf::from("rootfs"),
-                netns: None,
-                cgroup: hierarchies.inner(&path),
-                limits: !hierarchies.is_unified(),
-                image_env: Vec::new(),
-                open_files,
-                device_rules: !userns::inside(),
-            };
-            Ok((limits, place))
-        };
-        let made = tokio::task::spawn_blocking(make).await;
-        made.unwrap_or_else(|error| Err(error.into()))
-            .map_err(|error| {
-                engine_error(
-                    format!("making the cgroups of container {}", spec.id),
-                    error,
-                )
-            })
-    }
-
-    async fn create_record(&self, id: &ContainerId, record: &Record, spec: Vec<u8>) -> Result<()> {
+    async fn create_record(&self, id: &ContainerId, record: &Kept, spec: Vec<u8>) -> Result<()> {
         let mut container = Container {
             id: id.0.clone(),
-            image: record.image.clone(),
+            image: record.record.image.clone(),
             runtime: Some(Runtime {
                 name: self.handler.runtime.clone(),
                 options: self.handler.options.clone(),
@@ -199,7 +127,7 @@ impl Inner {
         let container = Some(container);
         let made = self.client.ask(CreateContainerRequest { container }).await;
         made.map(drop).map_err(|status| match status.code() {
-            Code::AlreadyExists => exists(id),
+            Code::AlreadyExists => check::exists(id),
             _ => failed(action(id))(status),
         })
     }
@@ -210,7 +138,7 @@ impl Inner {
         folder: &Folder,
         rootfs: Vec<RootMount>,
     ) -> Result<()> {
-        let logger = self.handler.logger(&folder.logs(), spec.log_limit);
+        let logger = self.handler.logger(&folder.file(LOGS), spec.log_limit);
         let request = CreateTaskRequest {
             container_id: spec.id.0.clone(),
             rootfs,
@@ -234,33 +162,8 @@ pub(super) fn refused(status: &Status) -> Option<&str> {
     wrong.iter().any(|part| text.contains(part)).then_some(text)
 }
 
-/// Writes the files by which the container resolves names, and gives their mounts.
-fn name_files(
-    spec: &ContainerSpec,
-    address: Option<std::net::Ipv4Addr>,
-    folder: &Folder,
-) -> Result<Vec<Mount>> {
-    let files = names::files(spec, address).into_iter();
-    let mounts = files.map(|(target, text)| {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let source = folder.file(&name);
-        fs::write(&source, text)
-            .map_err(|error| engine_error(format!("writing {}", source.display()), error.into()))?;
-        Ok(Mount {
-            kind: MountKind::Bind(source),
-            target,
-            read_only: false,
-        })
-    });
-    mounts.collect()
-}
-
 fn action(id: &ContainerId) -> String {
     format!("creating container {id}")
-}
-
-fn exists(id: &ContainerId) -> RuntimeError {
-    RuntimeError::Invalid(format!("container {id} exists already; remove it first"))
 }
 
 /// Labels of a snapshot that the garbage collector leaves to us.

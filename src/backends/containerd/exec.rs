@@ -10,13 +10,12 @@ use containerd_client::services::v1::{
 };
 use prost_types::Any;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use serde_json::{Value, json};
 use tokio::net::unix::pipe::{OpenOptions, Receiver};
 
 use super::client::{absent_is_done, engine_error, failed};
 use super::create::refused;
 use super::{Inner, NAME};
-use crate::runtime::oci::environment;
+use crate::runtime::oci;
 use crate::runtime::output::{gather, too_long};
 use crate::runtime::{ContainerId, ExecOutput, ExecSpec, Result, RuntimeError, check};
 
@@ -106,6 +105,8 @@ impl Exec {
             pipe(&stderr).map_err(broken)?,
         );
         let text = |path: &Path| path.to_string_lossy().into_owned();
+        let oci = container.spec.as_ref().map_or(&[][..], |any| &any.value);
+        let process = oci::joining(oci, spec).map_err(|error| broken(error.into()))?;
         let request = ExecProcessRequest {
             container_id: self.container.0.clone(),
             exec_id: self.id.clone(),
@@ -113,7 +114,7 @@ impl Exec {
             stderr: text(&stderr),
             spec: Some(Any {
                 type_url: PROCESS.to_owned(),
-                value: process(container, spec).map_err(broken)?,
+                value: process.to_string().into_bytes(),
             }),
             ..ExecProcessRequest::default()
         };
@@ -152,23 +153,4 @@ fn pipe(path: &Path) -> io::Result<Receiver> {
     mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
     // Open for writing as well, so that there is no end before the shim has begun.
     OpenOptions::new().read_write(false).open_receiver(path)
-}
-
-/// The OCI process: with the rights of the first one, and none of its capabilities for another user than root.
-fn process(container: &Container, spec: &ExecSpec) -> io::Result<Vec<u8>> {
-    let oci = container.spec.as_ref().map_or(&[][..], |any| &any.value);
-    let oci: Value = serde_json::from_slice(oci)?;
-    let mut process = oci["process"].clone();
-    let base: Vec<String> = serde_json::from_value(process["env"].clone()).unwrap_or_default();
-    let (uid, gid) = spec.user;
-    process["args"] = json!(spec.args);
-    process["env"] = json!(environment(&base, &spec.env));
-    process["cwd"] = json!(spec.cwd);
-    process["user"] = json!({"uid": uid, "gid": gid});
-    if uid != 0 {
-        for set in ["effective", "permitted"] {
-            process["capabilities"][set] = json!([]);
-        }
-    }
-    Ok(serde_json::to_vec(&process)?)
 }

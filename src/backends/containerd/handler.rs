@@ -8,27 +8,18 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use backendai_monitor::{Collect, handler};
 use prost::Message;
 use prost_types::Any;
-use sha2::{Digest, Sha256};
 
-use crate::runtime::RuntimeError;
+use crate::runtime::{RuntimeError, monitor};
+use crate::sys::program::{self, SYSTEM_PATH};
 
-static PROGRAM: &[u8] = include_bytes!(env!("MONITOR_PROGRAM"));
-
-/// Where programs without a folder are looked for.
-const FOLDERS: [&str; 6] = [
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-];
+/// Name of our program's file.
+const LOGGER: &str = "logger";
 
 /// The shim for runc and whatever has its command line.
 const RUNC: &str = "io.containerd.runc.v2";
@@ -58,8 +49,8 @@ impl Handler {
             let path = state.display();
             RuntimeError::Invalid(format!("containerd: cannot prepare {path}: {error}"))
         };
-        let folder = unpack(&state.join("bin")).map_err(failed)?;
-        let logger = folder.join("logger");
+        let folder = monitor::on_disk(&state.join("bin"), LOGGER).map_err(failed)?;
+        let logger = folder.join(LOGGER);
         let plain = |runtime: &str| Self {
             runtime: runtime.to_owned(),
             options: None,
@@ -101,22 +92,6 @@ impl Handler {
     }
 }
 
-/// Writes our program below `bin`, whole or not at all; gives its folder.
-fn unpack(bin: &Path) -> io::Result<PathBuf> {
-    let digest = hex::encode(&Sha256::digest(PROGRAM)[..8]);
-    let folder = bin.join(digest);
-    let program = folder.join("logger");
-    if program.exists() {
-        return Ok(folder);
-    }
-    fs::create_dir_all(&folder)?;
-    let part = folder.join(format!(".{}", uuid::Uuid::new_v4().simple()));
-    fs::write(&part, PROGRAM)?;
-    fs::set_permissions(&part, fs::Permissions::from_mode(0o555))?;
-    fs::rename(&part, program)?;
-    Ok(folder)
-}
-
 /// Makes a name of our program that stands for `program`, such as `usr-sbin-runc`.
 fn put_before(folder: &Path, program: &Path) -> io::Result<PathBuf> {
     let name = program
@@ -126,7 +101,7 @@ fn put_before(folder: &Path, program: &Path) -> io::Result<PathBuf> {
     let front = folder.join(name);
     for (target, link) in [
         (program, handler::real(&front)),
-        (Path::new("logger"), front.clone()),
+        (Path::new(LOGGER), front.clone()),
     ] {
         match symlink(target, &link) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -141,8 +116,7 @@ fn find(name: &str) -> Option<PathBuf> {
         let path = fs::canonicalize(name).ok()?;
         return path.is_file().then_some(path);
     }
-    let mut paths = FOLDERS.iter().map(|folder| Path::new(folder).join(name));
-    paths.find(|path| path.is_file())
+    program::find(name, SYSTEM_PATH.map(Path::new))
 }
 
 /// Everything but plain letters and signs of paths as `%XX`.

@@ -16,7 +16,7 @@ use tonic::Code;
 
 use super::client::{Client, absent_is_done, failed};
 use super::create::kept;
-use super::record::Record;
+use super::record::Kept;
 use crate::image::pull::{self, Described, Documents, chain};
 use crate::image::{
     self, Bundle, Catalog, ImageAdmin, ImageError, ImportOptions, Platform, PullOptions,
@@ -207,7 +207,7 @@ impl Images {
     async fn is_used(&self, image: &ImageInfo) -> Result<bool> {
         let listed = self.client.ask(ListContainersRequest::default()).await;
         let containers = listed.map_err(failed("looking for containers"))?.containers;
-        let mut records = containers.iter().filter_map(Record::of);
+        let mut records = containers.iter().filter_map(Kept::of);
         Ok(records.any(|record| record.image_id == image.id))
     }
 }

@@ -4,19 +4,18 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backendai_monitor::log;
 use containerd_client::services::v1::{
     Container, GetContainerRequest, GetRequest, KillRequest, ListContainersRequest,
     ListTasksRequest, StartRequest, WaitRequest,
 };
 use containerd_client::types::v1::{Process, Status as TaskStatus};
-use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::Inner;
 use super::client::{absent_is_done, engine_error, failed, is_down};
-use super::record::Record;
-use crate::runtime::cgroup::Hierarchies;
+use super::record::{Kept, info};
+use super::{Inner, LOGS};
+use crate::runtime::log;
+use crate::runtime::record::Record;
 use crate::runtime::{
     ContainerId, ContainerInfo, ExitStatus, LABEL_OWNER, OWNER, Result, RuntimeError, check,
 };
@@ -33,8 +32,8 @@ impl Inner {
     pub(super) async fn container(&self, id: &ContainerId) -> Result<(Container, Record)> {
         let unknown = || RuntimeError::NotFound(id.clone());
         let container = self.container_if_any(id).await?.ok_or_else(unknown)?;
-        let record = Record::of(&container).ok_or_else(unknown)?;
-        Ok((container, record))
+        let kept = Kept::of(&container).ok_or_else(unknown)?;
+        Ok((container, kept.record))
     }
 
     pub(super) async fn container_if_any(&self, id: &ContainerId) -> Result<Option<Container>> {
@@ -86,9 +85,7 @@ impl Inner {
 
     pub(super) async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()> {
         let (container, _) = self.container(id).await?;
-        let number = Signal::from_named_raw(signal).ok_or_else(|| {
-            RuntimeError::Invalid(format!("{signal} is not the number of a signal"))
-        })?;
+        let number = check::signal(signal)?;
         let request = KillRequest {
             container_id: container.id,
             signal: number.as_raw().cast_unsigned(),
@@ -134,7 +131,7 @@ impl Inner {
         if let Ok(Some(exit)) = folder.exit() {
             return Ok(Some(exit));
         }
-        if folder.is_being_made() {
+        if self.folders.is_being_made(id) {
             return Ok(None);
         }
         let request = WaitRequest {
@@ -147,8 +144,8 @@ impl Inner {
             // Removed, or its task went down with the machine or its shim.
             self.container(id).await?;
         }
-        let exit = ended_by(&record, ended.map(|ended| ended.exit_status));
-        folder.log_complete().await;
+        let exit = record.ended(ended.map(|ended| code(ended.exit_status)));
+        log::complete(&folder.file(LOGS)).await;
         // A container that is being removed has no folder any more.
         let kept = tokio::task::spawn_blocking(move || folder.set_exit(exit)).await;
         if let Ok(Err(error)) = kept
@@ -163,7 +160,7 @@ impl Inner {
         let (_, record) = self.container(id).await?;
         let task = self.task(id).await?;
         let exit = self.exit(id, &record, task.as_ref());
-        Ok(record.info(&id.0, task.as_ref(), exit))
+        Ok(info(record, id.clone(), task.as_ref(), exit))
     }
 
     /// How a container ended, if it has.
@@ -177,9 +174,9 @@ impl Inner {
             return Some(exit);
         }
         match task {
-            None => Some(ended_by(record, None)),
+            None => Some(record.ended(None)),
             Some(task) if task.status() == TaskStatus::Stopped => {
-                Some(ended_by(record, Some(task.exit_status)))
+                Some(record.ended(Some(code(task.exit_status))))
             }
             Some(_) => None,
         }
@@ -198,10 +195,10 @@ impl Inner {
             .collect();
         let mut all = Vec::new();
         for container in containers.map_err(failed())?.containers {
-            let Some(record) = Record::of(&container) else {
-                continue;
-            };
-            all.extend(self.listed(container, record, &tasks).await?);
+            if let Some(kept) = Kept::of(&container) {
+                let id = ContainerId(container.id);
+                all.extend(self.listed(id, kept.record, &tasks).await?);
+            }
         }
         all.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(all)
@@ -210,12 +207,11 @@ impl Inner {
     /// `None` for a container that is being made, or has gone meanwhile.
     async fn listed(
         &self,
-        container: Container,
+        id: ContainerId,
         record: Record,
         tasks: &HashMap<String, Process>,
     ) -> Result<Option<ContainerInfo>> {
-        let id = ContainerId(container.id);
-        if self.folders.of(&id).is_being_made() {
+        if self.folders.is_being_made(&id) {
             return Ok(None);
         }
         let mut task = tasks.get(&id.0).cloned();
@@ -227,29 +223,25 @@ impl Inner {
             }
         }
         let exit = self.exit(&id, &record, task.as_ref());
-        Ok(Some(record.info(&id.0, task.as_ref(), exit)))
+        Ok(Some(info(record, id, task.as_ref(), exit)))
     }
 
     pub(super) async fn log_folder(&self, id: &ContainerId) -> Result<PathBuf> {
         self.container(id).await?;
-        Ok(self.folders.of(id).logs())
+        Ok(self.folders.of(id).file(LOGS))
     }
 
     pub(super) async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
         let logs = self.log_folder(id).await?;
-        let read = tokio::task::spawn_blocking(move || log::tail(&logs, limit)).await;
-        let read = read.unwrap_or_else(|error| Err(error.into()));
+        let read = tokio::task::spawn_blocking(move || backendai_monitor::log::tail(&logs, limit));
+        let read = read.await.unwrap_or_else(|error| Err(error.into()));
         read.map_err(|error| {
             engine_error(format!("reading the log of container {id}"), error.into())
         })
     }
 }
 
-/// An end, with what Linux says of memory; without a code, the end of the machine or the shim.
-fn ended_by(record: &Record, code: Option<u32>) -> ExitStatus {
-    let hierarchies = Hierarchies::read();
-    ExitStatus {
-        code: code.map_or(137, |code| i32::try_from(code).unwrap_or(255)),
-        oom_killed: hierarchies.is_ok_and(|all| all.oom_killed(&record.cgroup)),
-    }
+/// A code as the contract has it.
+fn code(code: u32) -> i32 {
+    i32::try_from(code).unwrap_or(255)
 }

@@ -12,7 +12,6 @@ mod client;
 mod content;
 mod create;
 mod exec;
-mod folder;
 mod handler;
 mod images;
 mod life;
@@ -21,22 +20,23 @@ mod remove;
 mod store;
 mod unpack;
 
-use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use self::client::{Client, engine_error, failed};
-use self::folder::Folders;
 use self::handler::Handler;
 use self::images::Images;
 use super::{Engine, EngineConfig};
 use crate::image::ImageAdmin;
+use crate::runtime::folder::Folders;
 use crate::runtime::log::follow_files;
-use crate::runtime::network::{Network, NetworkConfig};
+use crate::runtime::network::NetworkConfig;
+use crate::runtime::record::Names;
+use crate::runtime::sandbox::{Sandbox, SandboxConfig};
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
     LogPart, Result, RuntimeInfo,
@@ -50,6 +50,8 @@ const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Namespace of everything that we make in it.
 const NAMESPACE: &str = "backendai";
 
+/// Folder of a container's log, in its folder.
+const LOGS: &str = "logs";
 /// Most open files of a container.
 const OPEN_FILES: u64 = 1 << 20;
 
@@ -61,20 +63,22 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
     let images = images_of(&config).await?;
     let state = config.state_dir.join(NAME);
     let handler = Handler::open(config.handler.as_deref().unwrap_or("runc"), &state)?;
-    let network = Network::open(&config.run_dir, NetworkConfig::default())
-        .map_err(|error| engine_error("opening the network", error.into()))?;
-    let folders = Folders::open(&state.join("containers"))
+    let folders = Folders::open(state.join("containers"), "made")
         .map_err(|error| engine_error("opening the folder of containers", error.into()))?;
     let open_files = images.client().open_files().await.unwrap_or(OPEN_FILES);
-    let runtime = Containerd(Arc::new(Inner {
+    let around = SandboxConfig {
+        network: NetworkConfig::default(),
+        cgroups: "/backendai".into(),
         open_files: rlimit::open_files_at_most(open_files.min(OPEN_FILES)),
+    };
+    let runtime = Containerd(Arc::new(Inner {
+        sandbox: Sandbox::open(NAME, &config.run_dir, around)?,
         client: Arc::clone(images.client()),
         images: Arc::clone(&images),
         handler,
-        network,
         folders,
         run_dir: config.run_dir,
-        names: Mutex::default(),
+        names: Names::default(),
         background: TaskTracker::new(),
     }));
     Ok(Engine {
@@ -111,17 +115,16 @@ pub struct Containerd(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// Most open files of a container.
-    open_files: u64,
     client: Arc<Client>,
     images: Arc<Images>,
     handler: Handler,
-    network: Network,
+    /// Network and cgroups.
+    sandbox: Sandbox,
     folders: Folders,
     /// Folder for the pipes of programs that run in containers.
     run_dir: PathBuf,
     /// Names of containers that are being made.
-    names: Mutex<HashSet<String>>,
+    names: Names,
     /// What goes on after its caller has been answered.
     background: TaskTracker,
 }
@@ -162,10 +165,7 @@ impl ContainerRuntime for Containerd {
     }
 
     async fn list(&self) -> Result<Vec<ContainerInfo>> {
-        // The agent asks every few seconds: the time to put back rules that somebody flushed.
-        if let Err(error) = self.0.network.ensure().await {
-            tracing::warn!("cannot look after the bridge and its rules: {error}");
-        }
+        self.0.sandbox.look_after().await;
         self.0.list().await
     }
 

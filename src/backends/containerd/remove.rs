@@ -1,7 +1,5 @@
 //! `remove`: takes apart whatever is there of a container, in any state, as often as asked.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use containerd_client::services::v1::{
@@ -11,9 +9,9 @@ use tonic::Code;
 
 use super::Inner;
 use super::client::{absent_is_done, engine_error, failed, is_down};
-use super::record::Record;
-use crate::runtime::cgroup::Hierarchies;
-use crate::runtime::{BoxError, ContainerId, Result, check};
+use super::record::Kept;
+use crate::runtime::sandbox::Sandbox;
+use crate::runtime::{BoxError, ContainerId, Result, RuntimeError, check};
 
 /// How long the death of a killed process may take before `remove` gives up, to be repeated.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,13 +23,8 @@ impl Inner {
         if !check::is_id(id) {
             return Ok(());
         }
-        let failed = |error| engine_error(format!("removing container {id}"), error);
-        let folder = self.folders.of(id).open();
-        let folder = folder.map_err(|error| failed(error.into()))?;
-        let lock = match folder {
-            Some(folder) => Some(locked(folder).await.map_err(failed)?),
-            None => None,
-        };
+        let folder = self.folders.of(id);
+        let lock = blocking(id, move || Ok(folder.lock()?)).await?;
         if lock.is_some() || self.container_if_any(id).await?.is_some() {
             self.take_apart(id).await?;
         }
@@ -41,15 +34,18 @@ impl Inner {
 
     /// Removes containers whose `create` was cut off with its agent.
     pub(super) async fn sweep(&self) {
-        let torn = match self.folders.torn() {
-            Ok(torn) => torn,
-            Err(error) => return tracing::warn!("looking for torn containers: {error}"),
-        };
-        for (id, lock) in torn {
-            if let Err(error) = self.take_apart(&id).await {
-                tracing::warn!("removing what is left of container {id}: {error}");
+        let ids = self.folders.ids().unwrap_or_else(|error| {
+            tracing::warn!("looking for torn containers: {error}");
+            Vec::new()
+        });
+        for id in ids {
+            // One that cannot be looked at is left for the next time.
+            if let Ok(Some(lock)) = self.folders.torn(&id) {
+                if let Err(error) = self.take_apart(&id).await {
+                    tracing::warn!("removing what is left of container {id}: {error}");
+                }
+                drop(lock);
             }
-            drop(lock);
         }
     }
 
@@ -57,26 +53,22 @@ impl Inner {
     pub(super) async fn take_apart(&self, id: &ContainerId) -> Result<()> {
         let container = self.container_if_any(id).await?;
         self.kill_task(id).await?;
-        let record = container.as_ref().and_then(Record::of);
-        let cgroup = record.map_or_else(|| Path::new("/backendai").join(&id.0), |it| it.cgroup);
+        let kept = container.as_ref().and_then(Kept::of);
+        let cgroup = kept.map_or_else(|| self.sandbox.cgroup(id), |kept| kept.record.cgroup);
         let snapshotter = container.map(|container| container.snapshotter);
         let snapshotter = snapshotter.unwrap_or_else(|| self.images.snapshotter().to_owned());
-        let failed = |error| engine_error(format!("removing container {id}"), error);
         let engine = async {
             self.delete_task(id).await?;
-            let (records, cgroups) = tokio::join!(
-                self.delete_records(id, &snapshotter),
-                remove_cgroups(cgroup)
-            );
-            records?;
-            cgroups.map_err(failed)
+            let cgroups = blocking(id, move || Sandbox::remove_room(&cgroup));
+            let (records, cgroups) = tokio::join!(self.delete_records(id, &snapshotter), cgroups);
+            records.and(cgroups)
         };
         // Linux takes its time for either.
-        let (engine, network) = tokio::join!(engine, self.network.detach(&id.0));
+        let (engine, network) = tokio::join!(engine, self.sandbox.detach(id));
         engine?;
-        network.map_err(|error| failed(error.into()))?;
+        network.map_err(|error| removing(id, error))?;
         let removed = self.folders.of(id).remove();
-        removed.map_err(|error| failed(error.into()))
+        removed.map_err(|error| removing(id, error.into()))
     }
 
     /// Kills the first process, and with it all others.
@@ -128,13 +120,15 @@ impl Inner {
     }
 }
 
-/// Waits for a `create` or `remove` of the same container to be over.
-async fn locked(folder: File) -> Result<File, BoxError> {
-    let lock = move || folder.lock().map(|()| folder);
-    Ok(tokio::task::spawn_blocking(lock).await??)
+fn removing(id: &ContainerId, error: BoxError) -> RuntimeError {
+    engine_error(format!("removing container {id}"), error)
 }
 
-async fn remove_cgroups(path: PathBuf) -> Result<(), BoxError> {
-    let remove = move || Hierarchies::read()?.remove(&path);
-    Ok(tokio::task::spawn_blocking(remove).await??)
+async fn blocking<T: Send + 'static>(
+    id: &ContainerId,
+    work: impl FnOnce() -> Result<T, BoxError> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.unwrap_or_else(|error| Err(error.into()));
+    done.map_err(|error| removing(id, error))
 }

@@ -1,29 +1,22 @@
 //! `create`: folder, network, cgroups, files, monitor; each step is undone by `remove`, which takes any state.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::thread;
 
-use rustix::fs::{FlockOperation, flock};
 use tokio::process::Command;
 
 use super::monitor::Answer;
-use super::record::{Folder, Record};
+use super::record::{Kept, RECORD};
 use super::{Inner, Rootfs, Youki};
-use crate::rootless;
-use crate::runtime::cgroup::Hierarchies;
-use crate::runtime::check;
-use crate::runtime::names;
-use crate::runtime::network::{Attachment, NetworkError};
+use crate::runtime::folder::Folder;
 use crate::runtime::oci::{self, Placement};
+use crate::runtime::record::Record;
 use crate::runtime::{
-    BoxError, ContainerId, ContainerSpec, Limits, NetworkMode, Result, RuntimeError,
+    BoxError, ContainerId, ContainerSpec, NetworkMode, Result, RuntimeError, check, names,
 };
-use crate::sys::userns;
 
 impl Youki {
     pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId> {
@@ -41,13 +34,14 @@ impl Youki {
 impl Inner {
     fn create(&self, spec: &ContainerSpec, rootfs: Rootfs) -> Result<(), BoxError> {
         check::sources(spec)?;
-        let folder = self
-            .folder(&spec.id)
-            .map_err(|_| check::invalid_id(&spec.id))?;
+        if !check::is_id(&spec.id) {
+            return Err(check::invalid_id(&spec.id).into());
+        }
         // No `sweep`, and no other container of this name, until the record is written.
         let claiming = self.lock_containers()?;
         self.check_name(spec)?;
-        let lock = self.claim(&folder, &spec.id)?;
+        let claim = self.folders.claim(&spec.id)?;
+        let (folder, lock) = claim.ok_or_else(|| check::exists(&spec.id))?;
         let done = self.fill(spec, rootfs, &folder, claiming);
         if done.is_err()
             && let Err(error) = self.take_apart(&spec.id, &folder)
@@ -60,47 +54,16 @@ impl Inner {
 
     /// Refuses a name that another container has.
     fn check_name(&self, spec: &ContainerSpec) -> Result<(), BoxError> {
-        for entry in fs::read_dir(self.containers())? {
-            let folder = Folder::new(entry?.path());
+        for id in self.folders.ids()? {
             // One that is being removed or cannot be read has no say; `list` tells of it.
-            let Ok(Some(other)) = folder.record() else {
+            let Ok(Some(other)) = Kept::of(&self.folders.of(&id)) else {
                 continue;
             };
-            if other.name == spec.name && other.id != spec.id.0 {
-                let text = format!(
-                    "container {}: the name {} is taken by container {}; remove that first",
-                    spec.id, spec.name, other.id
-                );
-                return Err(RuntimeError::Invalid(text).into());
+            if other.record.name == spec.name && id != spec.id {
+                return Err(check::name_taken(spec, &format!("container {id}")).into());
             }
         }
         Ok(())
-    }
-
-    /// Makes the container's folder and locks it: it is ours until the lock is dropped.
-    fn claim(&self, folder: &Folder, id: &ContainerId) -> Result<File, BoxError> {
-        let new = self
-            .containers()
-            .join(format!(".{id}.{}", uuid::Uuid::new_v4()));
-        fs::create_dir(&new).map_err(|error| format!("{}: {error}", new.display()))?;
-        let lock = File::open(&new)?;
-        flock(&lock, FlockOperation::LockExclusive)?;
-        // A folder that is there has files in it: then this fails, and the container exists.
-        match fs::rename(&new, folder.path()) {
-            Ok(()) => Ok(lock),
-            Err(error) => {
-                let _ = fs::remove_dir(&new);
-                match error.kind() {
-                    ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists => {
-                        Err(RuntimeError::Invalid(format!(
-                            "container {id} exists already; remove it first"
-                        ))
-                        .into())
-                    }
-                    _ => Err(error.into()),
-                }
-            }
-        }
     }
 
     fn fill(
@@ -111,21 +74,13 @@ impl Inner {
         claiming: File,
     ) -> Result<(), BoxError> {
         let state = self.states().join(&spec.id.0);
-        let cgroup = rootless::kernels_cgroup().join(&spec.id.0);
-        let bridged = spec.network == NetworkMode::Bridge;
-        let mut record = Record {
+        let mut kept = Kept {
             id: spec.id.0.clone(),
-            name: spec.name.clone(),
-            image: rootfs.name,
-            labels: spec.labels.clone(),
-            ports: spec
-                .ports
-                .iter()
-                .map(|port| (port.host, port.container))
-                .collect(),
-            address: None,
-            cgroup: cgroup.clone(),
-            attached: bridged,
+            record: Record {
+                image: rootfs.name,
+                ..Record::new(spec, self.sandbox.cgroup(&spec.id), None)
+            },
+            attached: spec.network == NetworkMode::Bridge,
             lowers: rootfs.lowers,
             state: state.clone(),
             log_limit: spec.log_limit,
@@ -133,51 +88,28 @@ impl Inner {
             cwd: spec.cwd.clone(),
         };
         // First of all: whoever finds it can undo what follows.
-        folder.write("record.json", &record, false)?;
+        folder.write(RECORD, &kept)?;
         drop(claiming);
-        // Both wait for Linux more than they work.
-        let (attachment, limited) = thread::scope(|scope| {
-            let limited = scope.spawn(|| limited(&cgroup, spec.limits.clone()));
-            let attachment = bridged.then(|| self.attach(spec)).transpose();
-            (
-                attachment,
-                limited.join().expect("making cgroups does not panic"),
-            )
-        });
-        let (attachment, (hierarchies, limits)) = (attachment?, limited?);
-        record.address = attachment.as_ref().map(|it| it.address);
-        record.files = names::files(spec, record.address);
-        folder.write("record.json", &record, false)?;
+        // Runs to its end, as all of `create` does.
+        let (attachment, room) = self.sandbox.make(spec)?;
+        kept.record.address = attachment.as_ref().map(|it| it.address);
+        kept.files = names::files(spec, kept.record.address);
+        folder.write(RECORD, &kept)?;
         for part in ["upper", "work"] {
             fs::create_dir_all(state.join(part))
                 .map_err(|error| format!("{}: {error}", state.display()))?;
         }
         let mut spec = spec.clone();
-        spec.limits = limits;
+        spec.limits = room.limits;
         let place = Placement {
-            rootfs: PathBuf::from("rootfs"),
             netns: attachment.map(|it| it.netns),
-            cgroup: hierarchies.inner(&cgroup),
-            limits: !hierarchies.is_unified(),
             image_env: rootfs.env,
-            open_files: open_files(),
-            device_rules: !userns::inside(),
+            ..room.place
         };
         let oci =
             oci::spec(&spec, &place).map_err(|error| RuntimeError::Invalid(error.to_string()))?;
-        folder.write("config.json", &oci, false)?;
+        folder.write("config.json", &oci)?;
         self.spawn_monitor(&spec.id, folder)
-    }
-
-    /// Connects a container; runs to its end, as all of `create` does.
-    fn attach(&self, spec: &ContainerSpec) -> Result<Attachment, BoxError> {
-        let attached = self.network.attach_blocking(&spec.id.0, &spec.ports);
-        attached.map_err(|error| match error {
-            NetworkError::PortTaken { .. } => {
-                RuntimeError::Invalid(format!("container {}: {error}", spec.id)).into()
-            }
-            other => BoxError::from(other),
-        })
     }
 
     /// Starts the monitor and waits until it has made the container.
@@ -206,17 +138,4 @@ impl Inner {
             Err(_) => Err("the monitor died before it had made the container".into()),
         }
     }
-}
-
-/// Makes a container's cgroups with its limits; gives those that are left to the OCI spec.
-fn limited(cgroup: &Path, mut limits: Limits) -> Result<(Hierarchies, Limits), BoxError> {
-    let hierarchies = Hierarchies::read()?;
-    hierarchies.create(cgroup)?;
-    hierarchies.limit(cgroup, &mut limits)?;
-    Ok((hierarchies, limits))
-}
-
-fn open_files() -> u64 {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.maximum.unwrap_or(1 << 20).min(1 << 20)
 }

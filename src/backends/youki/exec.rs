@@ -118,13 +118,13 @@ impl Youki {
 impl Inner {
     fn exec_request(&self, id: &ContainerId, spec: ExecSpec) -> Result<Vec<u8>, BoxError> {
         check::exec(&self.inspect(id)?, &spec)?;
-        let (folder, record, init) = self.known(id)?;
+        let (folder, kept, init) = self.known(id)?;
         let oci: Spec = serde_json::from_slice(&fs::read(folder.file("config.json"))?)?;
         let process = oci.process().as_ref().ok_or("config.json has no process")?;
         let base = process.env().clone().unwrap_or_default();
         let request = Request {
             init,
-            cgroup: record.cgroup,
+            cgroup: kept.record.cgroup,
             env: crate::runtime::oci::environment(&base, &spec.env),
             args: spec.args,
             cwd: spec.cwd,

@@ -8,12 +8,12 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::monitor::{Answer, ask_start, began};
-use super::record::{Folder, Init, Record};
+use super::record::{Init, Kept, started};
 use super::{Inner, Youki};
-use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::folder::Folder;
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Result,
-    RuntimeError,
+    RuntimeError, check,
 };
 use crate::sys::pidfd::PidFd;
 
@@ -43,16 +43,16 @@ impl Youki {
 
 impl Inner {
     /// The record of a container that was made to the end.
-    pub(super) fn known(&self, id: &ContainerId) -> Result<(Folder, Record, Init), BoxError> {
+    pub(super) fn known(&self, id: &ContainerId) -> Result<(Folder, Kept, Init), BoxError> {
         let folder = self.folder(id)?;
-        match (folder.record()?, folder.init()?) {
-            (Some(record), Some(init)) => Ok((folder, record, init)),
+        match (Kept::of(&folder)?, Init::of(&folder)?) {
+            (Some(kept), Some(init)) => Ok((folder, kept, init)),
             _ => Err(RuntimeError::NotFound(id.clone()).into()),
         }
     }
 
     fn end(&self, id: &ContainerId) -> Result<End, BoxError> {
-        let (folder, record, init) = self.known(id)?;
+        let (folder, kept, init) = self.known(id)?;
         if let Some(exit) = folder.exit()? {
             return Ok(End::Known(exit));
         }
@@ -68,18 +68,14 @@ impl Inner {
             pidfd_send_signal(&process, Signal::KILL).or_else(gone)?;
             return Ok(End::After(process));
         }
-        let oom_killed = Hierarchies::read()?.oom_killed(&record.cgroup);
-        let exit = ExitStatus {
-            code: 137,
-            oom_killed,
-        };
-        folder.write("exit.json", &exit, true)?;
+        let exit = kept.record.ended(None);
+        folder.set_exit(exit)?;
         Ok(End::Known(exit))
     }
 
     pub(super) fn start(&self, id: &ContainerId) -> Result<(), BoxError> {
         let (folder, ..) = self.known(id)?;
-        if folder.started() || folder.exit()?.is_some() {
+        if started(&folder) || folder.exit()?.is_some() {
             return Err(RuntimeError::Invalid(format!("container {id} was started before")).into());
         }
         match ask_start(&folder) {
@@ -87,7 +83,7 @@ impl Inner {
             Ok(Answer::Invalid(text)) => Err(RuntimeError::Invalid(text).into()),
             Ok(Answer::Failed(text)) => Err(text.into()),
             // Someone else's start came first, and the monitor answers no more.
-            Err(_) if folder.started() => {
+            Err(_) if started(&folder) => {
                 Err(RuntimeError::Invalid(format!("container {id} was started before")).into())
             }
             Err(error) => {
@@ -98,9 +94,7 @@ impl Inner {
 
     pub(super) fn kill(&self, id: &ContainerId, signal: i32) -> Result<(), BoxError> {
         let (_, _, init) = self.known(id)?;
-        let signal = Signal::from_named_raw(signal).ok_or_else(|| {
-            RuntimeError::Invalid(format!("{signal} is not the number of a signal"))
-        })?;
+        let signal = check::signal(signal)?;
         if let Some(process) = process(init)? {
             pidfd_send_signal(process, signal).or_else(gone)?;
         }
@@ -108,27 +102,21 @@ impl Inner {
     }
 
     pub(super) fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo, BoxError> {
-        let (folder, record, init) = self.known(id)?;
-        Ok(info(&folder, record, init)?)
+        let (folder, kept, init) = self.known(id)?;
+        Ok(info(&folder, kept, init)?)
     }
 
     pub(super) fn list(&self) -> Result<Vec<ContainerInfo>, BoxError> {
         let mut all = Vec::new();
-        for entry in std::fs::read_dir(self.containers())? {
-            let Ok(name) = entry?.file_name().into_string() else {
+        for id in self.folders.ids()? {
+            let folder = self.folders.of(&id);
+            let (Some(kept), Some(init)) = (Kept::of(&folder)?, Init::of(&folder)?) else {
+                self.remove_torn(&id);
                 continue;
             };
-            if name.starts_with('.') {
-                continue;
-            }
-            let id = ContainerId(name);
-            let folder = self.folder(&id)?;
-            let (Some(record), Some(init)) = (folder.record()?, folder.init()?) else {
-                self.remove_torn(&id, &folder);
-                continue;
-            };
-            if record.labels.get(LABEL_OWNER).map(String::as_str) == Some(OWNER) {
-                all.push(info(&folder, record, init)?);
+            let owner = kept.record.labels.get(LABEL_OWNER);
+            if owner.map(String::as_str) == Some(OWNER) {
+                all.push(info(&folder, kept, init)?);
             }
         }
         all.sort_by(|a, b| a.id.cmp(&b.id));
@@ -136,31 +124,21 @@ impl Inner {
     }
 
     pub(super) fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>, BoxError> {
-        let (_, record, _) = self.known(id)?;
-        Ok(log::tail(&record.state, limit)?)
+        let (_, kept, _) = self.known(id)?;
+        Ok(log::tail(&kept.state, limit)?)
     }
 }
 
-fn info(folder: &Folder, record: Record, init: Init) -> io::Result<ContainerInfo> {
+fn info(folder: &Folder, kept: Kept, init: Init) -> io::Result<ContainerInfo> {
     let alive = process(init)?.is_some() && folder.exit()?.is_none();
     let exit = if alive { None } else { folder.exit()? };
-    let state = match (alive, folder.started()) {
+    let state = match (alive, started(folder)) {
         (true, true) => ContainerState::Running,
         (true, false) => ContainerState::Created,
         (false, _) => ContainerState::Stopped,
     };
-    Ok(ContainerInfo {
-        ports: record.ports(),
-        id: ContainerId(record.id),
-        name: record.name,
-        image: record.image,
-        state,
-        labels: record.labels,
-        pid: alive.then_some(init.pid),
-        cgroup: Some(record.cgroup),
-        address: record.address,
-        exit,
-    })
+    let id = kept.id();
+    Ok(kept.record.info(id, state, Some(init.pid), exit))
 }
 
 /// The monitor of a container, if it lives.

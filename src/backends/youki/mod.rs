@@ -12,7 +12,6 @@ mod monitor;
 mod record;
 mod remove;
 mod rootfs;
-mod watcher;
 
 use std::fmt;
 use std::fs::File;
@@ -24,20 +23,25 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use self::record::Folder;
 use super::EngineConfig;
 use crate::rootless;
 use crate::runtime::check;
+use crate::runtime::folder::{Folder, Folders};
 use crate::runtime::log::follow_files;
-use crate::runtime::network::{Network, NetworkConfig, Outer};
+use crate::runtime::monitor as monitor_program;
+use crate::runtime::network::{NetworkConfig, Outer};
+use crate::runtime::sandbox::{Sandbox, SandboxConfig};
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
     ExitStatus, LogPart, Result, RuntimeError, RuntimeInfo,
 };
 use crate::sys::program::ReadOnlyProgram;
+use crate::sys::rlimit;
 
 /// Name of the engine.
 const NAME: &str = "youki";
+/// Most open files of a container.
+const OPEN_FILES: u64 = 1 << 20;
 
 /// Where the engine takes root file systems from.
 #[async_trait]
@@ -75,7 +79,7 @@ pub fn helper_main() -> Option<ExitCode> {
 /// # Errors
 /// When Linux makes no such file.
 pub fn small_program() -> std::io::Result<File> {
-    watcher::file()
+    monitor_program::in_memory()
 }
 
 /// The engine.
@@ -90,7 +94,10 @@ struct Inner {
     program: ReadOnlyProgram,
     /// The program that monitors become.
     watcher: File,
-    network: Network,
+    /// Network and cgroups.
+    sandbox: Sandbox,
+    /// Records of containers.
+    folders: Folders,
 }
 
 impl Youki {
@@ -106,25 +113,33 @@ impl Youki {
                 error.into(),
             )
         })?;
-        let watcher = watcher::file().map_err(|error| {
+        let watcher = monitor_program::in_memory().map_err(|error| {
             engine_error("making the monitor's program".to_owned(), error.into())
         })?;
         let outer = rootless::current().map(|it| {
             let program = format!("/proc/self/fd/{}", watcher.as_raw_fd());
             Outer::new(it.folder().to_owned(), program.into())
         });
-        let on_network = NetworkConfig {
-            outer,
-            ..NetworkConfig::default()
+        let around = SandboxConfig {
+            network: NetworkConfig {
+                outer,
+                ..NetworkConfig::default()
+            },
+            cgroups: rootless::kernels_cgroup(),
+            open_files: rlimit::open_files_at_most(OPEN_FILES),
         };
-        let network = Network::open(&config.run_dir, on_network)
-            .map_err(|error| engine_error("opening the network".to_owned(), error.into()))?;
+        let sandbox = Sandbox::open(NAME, &config.run_dir, around)?;
+        let folders = Folders::open(config.run_dir.join("containers"), record::INIT);
+        let folders = folders.map_err(|error| {
+            engine_error("opening the folder of containers".to_owned(), error.into())
+        })?;
         let this = Self(Arc::new(Inner {
             config,
             images,
             program,
             watcher,
-            network,
+            sandbox,
+            folders,
         }));
         this.blocking("opening the engine", |inner| inner.open_folders())
             .await?;
@@ -155,11 +170,7 @@ impl Inner {
         if !check::is_id(id) {
             return Err(RuntimeError::NotFound(id.clone()));
         }
-        Ok(Folder::new(self.containers().join(&id.0)))
-    }
-
-    fn containers(&self) -> PathBuf {
-        self.config.run_dir.join("containers")
+        Ok(self.folders.of(id))
     }
 
     fn states(&self) -> PathBuf {
@@ -167,10 +178,9 @@ impl Inner {
     }
 
     fn open_folders(&self) -> Result<(), BoxError> {
-        for folder in [self.containers(), self.states()] {
-            std::fs::create_dir_all(&folder)
-                .map_err(|error| format!("{}: {error}", folder.display()))?;
-        }
+        let states = self.states();
+        std::fs::create_dir_all(&states)
+            .map_err(|error| format!("{}: {error}", states.display()))?;
         self.sweep()?;
         if rootless::current().is_some() {
             self.end_strangers()?;
@@ -244,10 +254,7 @@ impl ContainerRuntime for Youki {
     }
 
     async fn list(&self) -> Result<Vec<ContainerInfo>> {
-        // The agent asks every few seconds: the time to put back rules that somebody flushed.
-        if let Err(error) = self.0.network.ensure().await {
-            tracing::warn!("cannot look after the bridge and its rules: {error}");
-        }
+        self.0.sandbox.look_after().await;
         self.blocking("listing containers", |inner| inner.list())
             .await
     }

@@ -34,9 +34,10 @@ use rustix::process::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::record::{Folder, Init, Record};
+use super::record::{INIT, Init, Kept, started};
 use super::rootfs;
 use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::folder::Folder;
 use crate::sys::netns;
 
 /// What the monitor answers to `create` and `start`.
@@ -78,7 +79,7 @@ fn reply(to: &mut io::Result<impl Write>, answer: &Answer) -> io::Result<()> {
 
 struct Monitor {
     folder: Folder,
-    record: Record,
+    kept: Kept,
     container: Container,
     init: Pid,
     /// Held until the end: it tells the agent that this monitor lives.
@@ -128,22 +129,22 @@ impl Monitor {
         let _ = setsid();
         go_to("/")?;
         set_child_subreaper(Some(Pid::INIT))?;
-        let record = folder.record()?.ok_or("the container has no record")?;
+        let kept = Kept::of(&folder)?.ok_or("the container has no record")?;
         rootfs::own_mounts()?;
         let root = folder.file("rootfs");
         std::fs::create_dir(&root)?;
-        rootfs::mount_overlay(&record.lowers, &record.state, &root)
-            .map_err(|error| format!("mounting the overlay of {}: {error}", record.image))?;
-        for (path, text) in &record.files {
+        rootfs::mount_overlay(&kept.lowers, &kept.state, &root)
+            .map_err(|error| format!("mounting the overlay of {}: {error}", kept.record.image))?;
+        for (path, text) in &kept.files {
             rootfs::put_file(&root, path, text)?;
         }
-        rootfs::make_folder(&root, &record.cwd)?;
+        rootfs::make_folder(&root, &kept.cwd)?;
         // What is wrong with its folder shows now.
-        LogWriter::open(&record.state, record.log_limit)?;
+        LogWriter::open(&kept.state, kept.log_limit)?;
         // Both streams into one pipe: Linux keeps their order.
         let (output, output_in) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&output, OFlags::NONBLOCK)?;
-        let container = ContainerBuilder::new(record.id.clone(), SyscallType::Linux)
+        let container = ContainerBuilder::new(kept.id.clone(), SyscallType::Linux)
             .with_root_path(folder.file("oci"))?
             .with_executor(Program::new(trouble))
             .with_stdin(File::open("/dev/null")?)
@@ -163,7 +164,7 @@ impl Monitor {
             init: Pid::from_raw(pid).ok_or("libcontainer gave pid 0")?,
             hierarchies: Hierarchies::read()?,
             folder,
-            record,
+            kept,
             container,
             lock,
             control,
@@ -180,7 +181,7 @@ impl Monitor {
             pid,
             began: began(pid)?,
         };
-        self.folder.write("init.json", &init, false)?;
+        self.folder.write(INIT, &init)?;
         reply(
             &mut io::stdin().as_fd().try_clone_to_owned().map(File::from),
             &Answer::Pid(pid),
@@ -206,7 +207,7 @@ impl Monitor {
             if asked {
                 self.answer();
             }
-            if over || self.folder.started() {
+            if over || started(&self.folder) {
                 return Ok(());
             }
         }
@@ -217,9 +218,9 @@ impl Monitor {
         let watch = Watch {
             folder: self.folder.path().to_owned(),
             init: self.init.as_raw_nonzero().get(),
-            logs: self.record.state,
-            log_limit: self.record.log_limit,
-            oom_counter: self.hierarchies.oom_counter(&self.record.cgroup),
+            logs: self.kept.state,
+            log_limit: self.kept.log_limit,
+            oom_counter: self.hierarchies.oom_counter(&self.kept.record.cgroup),
         };
         let program = format!("/proc/self/fd/{}", self.watcher.as_raw_fd());
         let error = Command::new(program)
@@ -252,7 +253,7 @@ impl Monitor {
 
     fn start(&mut self) -> Answer {
         let Some(mut executed) = self.executed.take() else {
-            return Answer::Invalid(format!("container {} was started before", self.record.id));
+            return Answer::Invalid(format!("container {} was started before", self.kept.id));
         };
         match self.try_start(&mut executed) {
             Ok(None) => Answer::Pid(self.init.as_raw_nonzero().get()),

@@ -14,25 +14,25 @@
 //! ```
 
 use std::io;
-use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::{ExitStatus, LabelMap, Pid, PortBinding, kept};
+use crate::runtime::folder::Folder;
+use crate::runtime::record::Record;
+use crate::runtime::{ContainerId, Pid};
 
-/// Who a container is: all that a later agent must know of it.
+/// The file that the last step of `create` makes.
+pub(super) const INIT: &str = "init.json";
+/// Where the record is.
+pub(super) const RECORD: &str = "record.json";
+
+/// The record of a container, with what its monitor must know.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct Kept {
     pub id: String,
-    pub name: String,
-    pub image: String,
-    pub labels: LabelMap,
-    /// Host and container port of each forwarded port.
-    pub ports: Vec<(u16, u16)>,
-    pub address: Option<Ipv4Addr>,
-    /// Path below the root of every hierarchy.
-    pub cgroup: PathBuf,
+    #[serde(flatten)]
+    pub record: Record,
     /// Whether the network has to be told when the container goes.
     pub attached: bool,
     /// Folders of the root file system, topmost first.
@@ -46,11 +46,14 @@ pub(super) struct Record {
     pub cwd: PathBuf,
 }
 
-impl Record {
-    /// The forwarded ports.
-    pub fn ports(&self) -> Vec<PortBinding> {
-        let binding = |&(host, container)| PortBinding { host, container };
-        self.ports.iter().map(binding).collect()
+impl Kept {
+    /// That of the container with this folder.
+    pub fn of(folder: &Folder) -> io::Result<Option<Self>> {
+        folder.read(RECORD)
+    }
+
+    pub fn id(&self) -> ContainerId {
+        ContainerId(self.id.clone())
     }
 }
 
@@ -62,41 +65,14 @@ pub(super) struct Init {
     pub began: u64,
 }
 
-/// The folder of one container below the run folder.
-#[derive(Clone, Debug)]
-pub(super) struct Folder(PathBuf);
-
-impl Folder {
-    pub fn new(path: PathBuf) -> Self {
-        Self(path)
+impl Init {
+    /// That of the container with this folder.
+    pub fn of(folder: &Folder) -> io::Result<Option<Self>> {
+        folder.read(INIT)
     }
+}
 
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Path of one of its files.
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    pub fn record(&self) -> io::Result<Option<Record>> {
-        kept::read(&self.file("record.json"))
-    }
-
-    pub fn init(&self) -> io::Result<Option<Init>> {
-        kept::read(&self.file("init.json"))
-    }
-
-    pub fn exit(&self) -> io::Result<Option<ExitStatus>> {
-        kept::read(&self.file("exit.json"))
-    }
-
-    pub fn started(&self) -> bool {
-        self.file("started").exists()
-    }
-
-    pub fn write<T: Serialize>(&self, name: &str, value: &T, sync: bool) -> io::Result<()> {
-        kept::write(&self.0, name, value, sync)
-    }
+/// Whether the first process runs the container's program.
+pub(super) fn started(folder: &Folder) -> bool {
+    folder.file("started").exists()
 }

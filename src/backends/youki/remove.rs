@@ -3,7 +3,6 @@
 use std::fs::{self, DirEntry, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,8 +11,9 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::Inner;
 use super::life::{gone, monitor_of, process};
-use super::record::Folder;
+use super::record::{Init, Kept};
 use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::folder::Folder;
 use crate::runtime::{BoxError, ContainerId};
 use crate::sys::pidfd::PidFd;
 
@@ -25,28 +25,18 @@ impl Inner {
         let Ok(folder) = self.folder(id) else {
             return Ok(());
         };
-        let lock = match File::open(folder.path()) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
         // Waits for a `create` or `remove` of the same container to be over.
-        flock(&lock, FlockOperation::LockExclusive)?;
-        self.take_apart(id, &folder)
+        match folder.lock()? {
+            Some(_lock) => self.take_apart(id, &folder),
+            None => Ok(()),
+        }
     }
 
     /// Removes a container whose `create` was cut off with its agent; one that goes on is left alone.
-    pub(super) fn remove_torn(&self, id: &ContainerId, folder: &Folder) {
-        let Ok(lock) = File::open(folder.path()) else {
-            return;
-        };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return;
-        }
-        // It may have been made to the end while we asked.
-        if matches!(folder.init(), Ok(Some(_))) {
-            return;
-        }
-        if let Err(error) = self.take_apart(id, folder) {
+    pub(super) fn remove_torn(&self, id: &ContainerId) {
+        if let Ok(Some(_lock)) = self.folders.torn(id)
+            && let Err(error) = self.take_apart(id, &self.folders.of(id))
+        {
             tracing::warn!("removing what is left of container {id}: {error}");
         }
     }
@@ -58,10 +48,10 @@ impl Inner {
         let _alone = self.lock_containers()?;
         let nameless = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with('.');
         let ownerless = |entry: &DirEntry| {
-            let owner = fs::symlink_metadata(self.containers().join(entry.file_name()));
+            let owner = fs::symlink_metadata(self.folders.path().join(entry.file_name()));
             owner.is_err_and(|error| error.kind() == ErrorKind::NotFound)
         };
-        sweep_folder(&self.containers(), nameless)?;
+        sweep_folder(self.folders.path(), nameless)?;
         sweep_folder(&self.states(), ownerless)
     }
 
@@ -70,9 +60,9 @@ impl Inner {
     pub(super) fn end_strangers(&self) -> io::Result<()> {
         let user_namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user"));
         let own = user_namespace("self")?;
-        for entry in fs::read_dir(self.containers())? {
-            let folder = Folder::new(entry?.path());
-            let (Ok(Some(monitor)), Ok(Some(record))) = (monitor_of(&folder), folder.record())
+        for id in self.folders.ids()? {
+            let folder = self.folders.of(&id);
+            let (Ok(Some(monitor)), Ok(Some(kept))) = (monitor_of(&folder), Kept::of(&folder))
             else {
                 continue;
             };
@@ -81,8 +71,8 @@ impl Inner {
             if user_namespace(&pid).is_ok_and(|theirs| theirs == own) {
                 continue;
             }
-            tracing::warn!("ending container {}: its namespaces were ended", record.id);
-            if !Hierarchies::read()?.kill(&record.cgroup)? {
+            tracing::warn!("ending container {id}: its namespaces were ended");
+            if !Hierarchies::read()?.kill(&kept.record.cgroup)? {
                 pidfd_send_signal(&monitor, Signal::KILL).or_else(gone)?;
             }
             await_end(&monitor)?;
@@ -92,7 +82,7 @@ impl Inner {
 
     /// Locks the folder of all containers: nobody else makes one, or sweeps, until this is dropped.
     pub(super) fn lock_containers(&self) -> io::Result<File> {
-        let folder = File::open(self.containers())?;
+        let folder = File::open(self.folders.path())?;
         flock(&folder, FlockOperation::LockExclusive)?;
         Ok(folder)
     }
@@ -100,30 +90,17 @@ impl Inner {
     /// Ends and removes everything; the caller holds the folder's lock.
     pub(super) fn take_apart(&self, id: &ContainerId, folder: &Folder) -> Result<(), BoxError> {
         Self::end_processes(folder)?;
-        let record = folder.record()?;
-        if let Some(record) = record {
-            // Both wait for Linux more than they work.
-            let removed = thread::scope(|scope| {
-                let cgroups = scope.spawn(|| Hierarchies::read()?.remove(&record.cgroup));
-                let detached = match record.attached {
-                    true => self.network.detach_blocking(&id.0),
-                    false => Ok(()),
-                };
-                (
-                    detached,
-                    cgroups.join().expect("removing cgroups does not panic"),
-                )
-            });
-            removed.0?;
-            removed.1?;
+        if let Some(kept) = Kept::of(folder)? {
+            let cgroup = &kept.record.cgroup;
+            self.sandbox.remove(id, cgroup, kept.attached)?;
         }
-        remove_folder(&self.states().join(&id.0))?;
-        Ok(remove_folder(folder.path())?)
+        Folder::new(self.states().join(&id.0)).remove()?;
+        Ok(folder.remove()?)
     }
 
     /// Kills the first process, and with it all others; then the monitor ends by itself, or is made to.
     fn end_processes(folder: &Folder) -> io::Result<()> {
-        if let Some(init) = folder.init()?
+        if let Some(init) = Init::of(folder)?
             && let Some(process) = process(init)?
         {
             pidfd_send_signal(&process, Signal::KILL).or_else(gone)?;
@@ -164,18 +141,10 @@ fn sweep_folder(folder: &Path, left_over: impl Fn(&DirEntry) -> bool) -> io::Res
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if left_over(&entry)
-            && let Err(error) = remove_folder(&entry.path())
+            && let Err(error) = Folder::new(entry.path()).remove()
         {
             tracing::warn!("removing what is left of a container: {error}");
         }
     }
     Ok(())
-}
-
-fn remove_folder(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
-    }
 }

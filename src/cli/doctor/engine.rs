@@ -1,10 +1,9 @@
 //! The engines: the chosen one must serve; what the others say is information.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::fs::{Access, access};
 use tokio::time::timeout;
 
 use super::Finding;
@@ -13,18 +12,10 @@ use crate::backends::{self, Engine, EngineConfig};
 use crate::cli::run::session::KERNELSPEC;
 use crate::cli::{CommonArgs, RuntimeKind, node};
 use crate::runtime::{ImageInfo, Result, RuntimeError, RuntimeInfo};
+use crate::sys::program::{SYSTEM_PATH, find};
 
 /// How long an engine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Where daemons look for programs: they have the system's search path, whatever ours is.
-const PROGRAMS: [&str; 6] = [
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-];
 /// Where dockerd looks besides.
 const DOCKER_PROGRAMS: [&str; 4] = [
     "/usr/libexec/docker",
@@ -81,7 +72,7 @@ pub(super) async fn all(common: &CommonArgs) -> Engines {
         }
     }
     let is_chosen = |kind| common.runtime == kind;
-    let programs: Vec<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
+    let programs: Vec<PathBuf> = SYSTEM_PATH.iter().map(PathBuf::from).collect();
     let runner = common.runtime_handler.as_deref();
     let containerd = handler(runner.unwrap_or("runc"), &programs);
     all.findings
@@ -238,12 +229,6 @@ fn docker_init(folders: &[PathBuf]) -> Finding {
             "apt install tini docker.io, or put tini under the name docker-init into /usr/local/bin",
         ),
     }
-}
-
-fn find(program: &str, folders: &[PathBuf]) -> Option<PathBuf> {
-    let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
-    let mut paths = folders.iter().map(|folder| folder.join(program));
-    paths.find(|path| runs(path))
 }
 
 #[cfg(test)]

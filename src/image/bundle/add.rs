@@ -37,8 +37,8 @@ async fn add<S: BlobStore>(store: &S, hold: &S::Hold, images: &[BundledImage]) -
         let paths = image.layers.iter().map(|layer| layer.path.clone());
         let paths: Vec<PathBuf> = paths.collect();
         let source = Source::Files(&paths);
-        add_layers(store, hold, &described, &source).await?;
-        store.keep(hold, &described, &source).await?;
+        add_layers(store, hold, described.distinct_layers(), &source).await?;
+        store.keep(hold, &described, &Source::Stored).await?;
         kept.push(described);
     }
     for (image, described) in images.iter().zip(&kept) {

@@ -1,5 +1,7 @@
 //! The documents of an image, from wherever they are.
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 #[cfg(feature = "containerd")]
@@ -123,6 +125,14 @@ impl Described {
             }
         };
         layers.enumerate().map(layer).collect()
+    }
+
+    /// Its layers without those whose blob another one has too.
+    pub(crate) fn distinct_layers(&self) -> Vec<Layer> {
+        let mut seen = HashSet::new();
+        let mut layers = self.layers();
+        layers.retain(|layer| seen.insert(layer.digest.clone()));
+        layers
     }
 }
 

@@ -7,7 +7,6 @@ mod described;
 mod local;
 mod store;
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -89,10 +88,14 @@ pub(crate) async fn pull<S: BlobStore>(
     let (remote, described) = describe(&name, options).await?;
     let known_as = name.tagged().unwrap_or_else(|| name.to_string());
     let hold = store.hold().await?;
-    let source = Source::Registry(&remote, &options.progress);
+    let layers = described.distinct_layers();
+    let progress = &options.progress;
+    progress.set_length(layers.iter().map(Layer::size).sum());
+    let mut source = Source::Registry(&remote, progress);
     let pulled = async {
         if !store.is_lazy() {
-            add_layers(store, &hold, &described, &source).await?;
+            add_layers(store, &hold, layers, &source).await?;
+            source = Source::Stored;
         }
         store.keep(&hold, &described, &source).await?;
         let names = std::slice::from_ref(&known_as);
@@ -141,15 +144,9 @@ impl Documents for Remote {
 pub(crate) async fn add_layers<S: BlobStore>(
     store: &S,
     hold: &S::Hold,
-    image: &Described,
+    layers: Vec<Layer>,
     source: &Source<'_>,
 ) -> Result<()> {
-    let mut layers = image.layers();
-    let mut seen = HashSet::new();
-    layers.retain(|layer| seen.insert(layer.digest.clone()));
-    if let Source::Registry(_, progress) = source {
-        progress.set_length(layers.iter().map(Layer::size).sum());
-    }
     let stop = &CancellationToken::new();
     let additions: Vec<_> = layers
         .iter()
