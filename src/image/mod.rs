@@ -6,6 +6,8 @@ mod bundle;
 mod catalog;
 mod compression;
 pub(crate) mod credentials;
+#[cfg(feature = "containerd")]
+pub(crate) mod engine;
 mod error;
 mod import;
 pub(crate) mod layout;
@@ -25,10 +27,8 @@ use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
 
 pub use self::admin::{ImageAdmin, NodeImages};
 pub(crate) use self::bundle::RemoteImage;
-#[cfg(feature = "containerd")]
-pub(crate) use self::bundle::{Assembly, import};
 pub use self::bundle::{Bundle, BundledImage, BundledLayer};
-pub(crate) use self::catalog::Catalog;
+use self::catalog::Catalog;
 pub use self::error::ImageError;
 pub use self::import::ImportOptions;
 pub use self::platform::Platform;

@@ -2,18 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use containerd_client::services::v1::{
     AbortRequest, AddResourceRequest, CreateRequest as LeaseRequest, DeleteRequest, Info,
-    InfoRequest, ReadContentRequest, Resource, UpdateRequest, WriteAction, WriteContentRequest,
-    WriteContentResponse,
+    InfoRequest, ReadContentRequest, ReadContentResponse, Resource, UpdateRequest, WriteAction,
+    WriteContentRequest, WriteContentResponse,
 };
-use futures_util::Stream;
 use prost_types::FieldMask;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
@@ -61,10 +58,7 @@ impl Client {
         file.flush().await.map_err(broken)
     }
 
-    async fn part(
-        &self,
-        stream: &mut Streaming<containerd_client::services::v1::ReadContentResponse>,
-    ) -> Answer<Option<Vec<u8>>> {
+    async fn part(&self, stream: &mut Streaming<ReadContentResponse>) -> Answer<Option<Vec<u8>>> {
         let next = async { stream.message().await.map(Response::new) };
         Ok(self.limited(QUICK, next).await?.map(|part| part.data))
     }
@@ -142,16 +136,11 @@ fn reference(digest: &str) -> String {
     format!("backendai-{digest}")
 }
 
-/// What is sent of a blob.
-struct Requests(mpsc::Receiver<WriteContentRequest>);
-
-impl Stream for Requests {
-    type Item = WriteContentRequest;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx)
-    }
-}
+/// Requests and answers of one transfer.
+type Both = (
+    mpsc::Sender<WriteContentRequest>,
+    Streaming<WriteContentResponse>,
+);
 
 /// A blob that is being written, by us alone.
 pub(super) struct Upload {
@@ -161,10 +150,7 @@ pub(super) struct Upload {
     what: String,
     /// What every request says.
     base: WriteContentRequest,
-    stream: (
-        mpsc::Sender<WriteContentRequest>,
-        Streaming<WriteContentResponse>,
-    ),
+    stream: Both,
 }
 
 impl Upload {
@@ -206,21 +192,16 @@ impl Upload {
         client: &Client,
         lease: &str,
         base: &WriteContentRequest,
-    ) -> Answer<(
-        (
-            mpsc::Sender<WriteContentRequest>,
-            Streaming<WriteContentResponse>,
-        ),
-        i64,
-    )> {
-        let (requests, receiver) = mpsc::channel(1);
+    ) -> Answer<(Both, i64)> {
+        let (requests, mut sent) = mpsc::channel(1);
         let first = WriteContentRequest {
             action: WriteAction::Stat.into(),
             ..base.clone()
         };
         requests.try_send(first).expect("it is empty");
         let mut content = client.content();
-        let opened = content.write(client.leased(lease, Requests(receiver)));
+        let stream = futures_util::stream::poll_fn(move |cx| sent.poll_recv(cx));
+        let opened = content.write(client.leased(lease, stream));
         let mut answers = client.limited(QUICK, opened).await?;
         let offset = answer(client, &mut answers, QUICK).await?;
         Ok(((requests, answers), offset))

@@ -11,9 +11,9 @@ use prost_types::Any;
 use tonic::{Code, Status};
 
 use super::client::{engine_error, failed};
-use super::images::Known;
 use super::record::{Kept, LABEL_NAME};
 use super::{Inner, LOGS};
+use crate::image::engine::Known;
 use crate::runtime::folder::Folder;
 use crate::runtime::network::Attachment;
 use crate::runtime::oci::{self, Placement};
@@ -73,7 +73,7 @@ impl Inner {
     async fn make(&self, spec: &ContainerSpec, image: &Known, folder: &Folder) -> Result<()> {
         // All run to their end, so that what follows a failure finds nothing under way.
         let (mounts, around) = tokio::join!(
-            self.images.snapshot(&spec.id, image),
+            self.images().snapshot(&spec.id, &image.described),
             self.make_sandbox(spec)
         );
         let (mounts, (attachment, room)) = (mounts?, around?);
@@ -119,7 +119,7 @@ impl Inner {
                 type_url: SPEC.to_owned(),
                 value: spec,
             }),
-            snapshotter: self.images.snapshotter().to_owned(),
+            snapshotter: self.images().snapshotter().to_owned(),
             snapshot_key: id.0.clone(),
             ..Container::default()
         };

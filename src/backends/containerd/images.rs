@@ -1,8 +1,8 @@
 //! Images in containerd's own stores: names, documents, snapshots of their layers.
 
-use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, UsageRequest};
@@ -17,33 +17,20 @@ use tonic::Code;
 use super::client::{Client, absent_is_done, failed};
 use super::create::kept;
 use super::record::Kept;
-use crate::image::pull::{self, Described, Documents, chain};
-use crate::image::{
-    self, Bundle, Catalog, ImageAdmin, ImageError, ImportOptions, Platform, PullOptions,
-    check_architecture,
-};
-use crate::runtime::{ContainerId, ImageInfo, ImageStore, RegistryAuth, Result};
+use crate::image::ImageError;
+use crate::image::engine::EngineStore;
+use crate::image::pull::{Described, Documents, Layer, chain};
+use crate::runtime::{ContainerId, Result};
 
-/// What is known of an image by its digest; none of it ever changes.
-#[derive(Debug)]
-pub(super) struct Known {
-    pub described: Described,
-    /// Without names.
-    pub info: ImageInfo,
-    /// Bytes of the unpacked layers, once they are.
-    size: OnceLock<u64>,
-}
-
-/// The images.
+/// Where images are.
 #[derive(Debug)]
 pub(super) struct Images {
     pub(super) client: Arc<Client>,
     snapshotter: String,
-    known: Mutex<HashMap<String, Arc<Known>>>,
     /// One layer is unpacked at a time, and none twice.
     pub(super) unpacking: tokio::sync::Mutex<()>,
     /// Folder for archives that are being read.
-    pub(super) scratch: PathBuf,
+    scratch: PathBuf,
 }
 
 impl Images {
@@ -51,7 +38,6 @@ impl Images {
         Self {
             client,
             snapshotter: snapshotter.to_owned(),
-            known: Mutex::default(),
             unpacking: tokio::sync::Mutex::default(),
             scratch: state.join("import"),
         }
@@ -65,95 +51,10 @@ impl Images {
         &self.snapshotter
     }
 
-    /// An image that a container can be made of.
-    pub async fn runnable(&self, image: &str) -> Result<Arc<Known>> {
-        let (known, _) = self.find(image).await?;
-        check_architecture(image, &known.described.config)?;
-        Ok(known)
-    }
-
-    /// One image, by name, by config digest, or by `name@digest`.
-    async fn find(&self, image: &str) -> Result<(Arc<Known>, ImageInfo)> {
-        let found = self.all().await?.find(image)?;
-        Ok((found.image, found.info))
-    }
-
-    /// Every image with all its names.
-    async fn all(&self) -> Result<Catalog<Arc<Known>>> {
-        let listed = self.client.ask(ListImagesRequest::default()).await;
-        let mut all = Catalog::default();
-        for image in listed.map_err(failed("listing images"))?.images {
-            let target = image.target.unwrap_or_default().digest;
-            let Some(known) = self.known(&target).await? else {
-                tracing::debug!(image.name, "not for this machine, or not here as a whole");
-                continue;
-            };
-            let manifest = &known.described.manifest_digest;
-            let entry = match all.known(manifest) {
-                Some(entry) => entry,
-                None => {
-                    let info = ImageInfo {
-                        repo_digest: Some(target),
-                        size: self.size(&known).await,
-                        ..known.info.clone()
-                    };
-                    all.add(manifest.clone(), info, known)
-                }
-            };
-            entry.info.names.push(image.name);
-        }
-        Ok(all)
-    }
-
-    /// Reads an image's documents, once.
-    async fn known(&self, target: &str) -> Result<Option<Arc<Known>>> {
-        let all = || self.known.lock().expect("no panic while held");
-        if let Some(known) = all().get(target) {
-            return Ok(Some(Arc::clone(known)));
-        }
-        let read = async {
-            let top = self.document(target).await?;
-            Described::read(target, top, &Platform::default(), self).await
-        };
-        let described = match read.await {
-            Ok(described) => described,
-            Err(ImageError::Engine(error)) => return Err(error),
-            // Somebody else's, and none that we could run.
-            Err(error) => {
-                tracing::debug!(target, "cannot read the image: {error}");
-                return Ok(None);
-            }
-        };
-        let known = Arc::new(Known {
-            info: image::info_of(described.id(), &described.config),
-            described,
-            size: OnceLock::new(),
-        });
-        all().insert(target.to_owned(), Arc::clone(&known));
-        Ok(Some(known))
-    }
-
-    /// Bytes of the unpacked layers, or of the packed ones as long as they are not unpacked.
-    async fn size(&self, known: &Known) -> u64 {
-        if let Some(size) = known.size.get() {
-            return *size;
-        }
-        let mut total = 0;
-        for key in chain(known.described.diff_ids()) {
-            let snapshotter = self.snapshotter.clone();
-            let Ok(usage) = self.client.ask(UsageRequest { snapshotter, key }).await else {
-                let layers = known.described.manifest.layers().iter();
-                return layers.map(|layer| layer.size()).sum();
-            };
-            total += u64::try_from(usage.size).unwrap_or(0);
-        }
-        *known.size.get_or_init(|| total)
-    }
-
     /// Makes the root file system of a container, unpacking the image if nobody has.
-    pub async fn snapshot(&self, id: &ContainerId, image: &Known) -> Result<Vec<Mount>> {
+    pub async fn snapshot(&self, id: &ContainerId, image: &Described) -> Result<Vec<Mount>> {
         let action = || format!("making the snapshot of container {id}");
-        let stack = chain(image.described.diff_ids());
+        let stack = chain(image.diff_ids());
         for _ in 0..2 {
             let request = PrepareSnapshotRequest {
                 snapshotter: self.snapshotter.clone(),
@@ -164,7 +65,7 @@ impl Images {
             match self.client.ask(request).await {
                 Ok(made) => return Ok(made.mounts),
                 Err(status) if status.code() == Code::NotFound => {
-                    self.unpack_stored(&image.described).await?;
+                    self.unpack_stored(image).await?;
                 }
                 // Of a container that was never made to the end: nobody else has this id.
                 Err(status) if status.code() == Code::AlreadyExists => {
@@ -203,13 +104,6 @@ impl Images {
         };
         done.map_err(failed(format!("naming image {name}")))
     }
-
-    async fn is_used(&self, image: &ImageInfo) -> Result<bool> {
-        let listed = self.client.ask(ListContainersRequest::default()).await;
-        let containers = listed.map_err(failed("looking for containers"))?.containers;
-        let mut records = containers.iter().filter_map(Kept::of);
-        Ok(records.any(|record| record.image_id == image.id))
-    }
 }
 
 #[async_trait]
@@ -222,79 +116,51 @@ impl Documents for Images {
 }
 
 #[async_trait]
-impl ImageStore for Images {
-    async fn list(&self) -> Result<Vec<ImageInfo>> {
-        let all = self.all().await?.sorted().into_iter();
-        Ok(all.map(|entry| entry.info).collect())
+impl EngineStore for Images {
+    async fn names(&self) -> Result<Vec<(String, String)>> {
+        let listed = self.client.ask(ListImagesRequest::default()).await;
+        let images = listed.map_err(failed("listing images"))?.images.into_iter();
+        Ok(images
+            .map(|image| (image.name, image.target.unwrap_or_default().digest))
+            .collect())
     }
 
-    async fn inspect(&self, image: &str) -> Result<ImageInfo> {
-        Ok(self.find(image).await?.1)
-    }
-
-    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<ImageInfo> {
-        let options = PullOptions {
-            auth: auth.cloned(),
-            ..PullOptions::default()
+    async fn unname(&self, name: &str) -> Result<()> {
+        let request = DeleteImageRequest {
+            name: name.to_owned(),
+            // The space is free when this returns.
+            sync: true,
+            ..DeleteImageRequest::default()
         };
-        Ok(self.pull_with(image, &options).await?)
-    }
-}
-
-#[async_trait]
-impl ImageAdmin for Images {
-    async fn import(
-        &self,
-        path: &Path,
-        name: Option<&str>,
-        options: &ImportOptions,
-    ) -> Result<Vec<ImageInfo>, ImageError> {
-        let ids = image::import(self, path, name, options, &self.scratch).await?;
-        let mut infos = Vec::new();
-        for id in ids {
-            infos.push(self.inspect(&id).await?);
-        }
-        Ok(infos)
+        let deleted = absent_is_done(self.client.ask(request).await);
+        deleted
+            .map(drop)
+            .map_err(failed(format!("removing image {name}")))
     }
 
-    async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo, ImageError> {
-        let name = pull::pull(self, image, options).await?;
-        Ok(self.inspect(&name).await?)
+    async fn unpacked_size(&self, image: &Described) -> Option<u64> {
+        let mut total = 0;
+        for key in chain(image.diff_ids()) {
+            let snapshotter = self.snapshotter.clone();
+            let usage = self.client.ask(UsageRequest { snapshotter, key }).await;
+            total += u64::try_from(usage.ok()?.size).unwrap_or(0);
+        }
+        Some(total)
     }
 
-    async fn export(&self, image: &str, scratch: &Path) -> Result<Bundle, ImageError> {
-        let (known, info) = self.find(image).await?;
-        let name = info.names.first().unwrap_or(&info.id).clone();
-        let mut assembly = image::Assembly::begin(scratch).await?;
-        for layer in known.described.layers() {
-            let what = format!("blob {} of {name}", layer.digest);
-            let copied = self.client.copy_blob(&layer.digest, assembly.file(&what)?);
-            copied.await.map_err(failed(format!("reading {what}")))?;
-        }
-        let found = Described {
-            // One platform of an index is handed on as an image of its own.
-            top_digest: known.described.manifest_digest.clone(),
-            ..known.described.clone()
-        };
-        assembly.finish(name, found).await
+    async fn is_used(&self, id: &str) -> Result<bool> {
+        let listed = self.client.ask(ListContainersRequest::default()).await;
+        let containers = listed.map_err(failed("looking for containers"))?.containers;
+        let mut records = containers.iter().filter_map(Kept::of);
+        Ok(records.any(|kept| kept.image_id == id))
     }
 
-    async fn remove(&self, image: &str) -> Result<(), ImageError> {
-        let found = self.all().await?.find(image)?;
-        let (names, last) = found.removal(image);
-        if last && self.is_used(&found.info).await? {
-            return Err(ImageError::InUse(image.to_owned()));
-        }
-        for name in names {
-            let request = DeleteImageRequest {
-                name,
-                // The space is free when this returns.
-                sync: true,
-                ..DeleteImageRequest::default()
-            };
-            let deleted = absent_is_done(self.client.ask(request).await);
-            deleted.map_err(failed(format!("removing image {image}")))?;
-        }
-        Ok(())
+    async fn copy(&self, layer: &Layer, file: File) -> Result<(), ImageError> {
+        let copied = self.client.copy_blob(&layer.digest, file).await;
+        Ok(copied.map_err(failed(format!("reading {}", layer.what)))?)
+    }
+
+    fn scratch(&self) -> &Path {
+        &self.scratch
     }
 }

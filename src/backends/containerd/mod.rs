@@ -4,6 +4,13 @@
 //! of `monitor/` writes its log; so agents and daemon come and go while containers run. Network, cgroups and the
 //! files of names are the agent's (`runtime`), as for every engine that has none.
 //!
+//! ```text
+//! <state>/containerd/containers/<id>/logs/        log, log.1, pid of the shim's logger
+//!                                    hosts …      mounted into the container
+//!                                    made         it was made to the end
+//!                                    exit.json    how it ended, once somebody has seen that
+//! ```
+//!
 //! 2026-11-26: pulls are our own, also where containerd has a transfer service: that reads no credentials of ours
 //! without a stream for each pull, tells no digest errors apart, and containerd 1.6 lacks it.
 
@@ -32,6 +39,7 @@ use self::handler::Handler;
 use self::images::Images;
 use super::{Engine, EngineConfig};
 use crate::image::ImageAdmin;
+use crate::image::engine::EngineImages;
 use crate::runtime::folder::Folders;
 use crate::runtime::log::follow_files;
 use crate::runtime::network::NetworkConfig;
@@ -65,7 +73,8 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
     let handler = Handler::open(config.handler.as_deref().unwrap_or("runc"), &state)?;
     let folders = Folders::open(state.join("containers"), "made")
         .map_err(|error| engine_error("opening the folder of containers", error.into()))?;
-    let open_files = images.client().open_files().await.unwrap_or(OPEN_FILES);
+    let client = Arc::clone(images.store().client());
+    let open_files = client.open_files().await.unwrap_or(OPEN_FILES);
     let around = SandboxConfig {
         network: NetworkConfig::default(),
         cgroups: "/backendai".into(),
@@ -73,7 +82,7 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
     };
     let runtime = Containerd(Arc::new(Inner {
         sandbox: Sandbox::open(NAME, &config.run_dir, around)?,
-        client: Arc::clone(images.client()),
+        client,
         images: Arc::clone(&images),
         handler,
         folders,
@@ -96,17 +105,15 @@ pub async fn open_images(config: EngineConfig) -> Result<Arc<dyn ImageAdmin>> {
     Ok(images_of(&config).await?)
 }
 
-async fn images_of(config: &EngineConfig) -> Result<Arc<Images>> {
+async fn images_of(config: &EngineConfig) -> Result<Arc<EngineImages<Images>>> {
     let endpoint = config.endpoint.as_deref().unwrap_or(SOCKET);
     let client = Client::new(endpoint, NAMESPACE)?;
     let ready = client.ensure_namespace().await;
     ready.map_err(failed("making the namespace"))?;
     let snapshotter = config.snapshotter.as_deref().unwrap_or("overlayfs");
-    Ok(Arc::new(Images::new(
-        Arc::new(client),
-        snapshotter,
-        &config.state_dir.join(NAME),
-    )))
+    let state = config.state_dir.join(NAME);
+    let store = Images::new(Arc::new(client), snapshotter, &state);
+    Ok(Arc::new(EngineImages::new(store)))
 }
 
 /// The engine.
@@ -116,7 +123,7 @@ pub struct Containerd(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     client: Arc<Client>,
-    images: Arc<Images>,
+    images: Arc<EngineImages<Images>>,
     handler: Handler,
     /// Network and cgroups.
     sandbox: Sandbox,
@@ -127,6 +134,13 @@ struct Inner {
     names: Names,
     /// What goes on after its caller has been answered.
     background: TaskTracker,
+}
+
+impl Inner {
+    /// Where images are.
+    fn images(&self) -> &Images {
+        self.images.store()
+    }
 }
 
 #[async_trait]

@@ -56,7 +56,7 @@ impl Inner {
         let kept = container.as_ref().and_then(Kept::of);
         let cgroup = kept.map_or_else(|| self.sandbox.cgroup(id), |kept| kept.record.cgroup);
         let snapshotter = container.map(|container| container.snapshotter);
-        let snapshotter = snapshotter.unwrap_or_else(|| self.images.snapshotter().to_owned());
+        let snapshotter = snapshotter.unwrap_or_else(|| self.images().snapshotter().to_owned());
         let engine = async {
             self.delete_task(id).await?;
             let cgroups = blocking(id, move || Sandbox::remove_room(&cgroup));
@@ -112,7 +112,7 @@ impl Inner {
         let request = DeleteContainerRequest { id: id.0.clone() };
         let deleted = absent_is_done(self.client.ask(request).await);
         deleted.map_err(failed(format!("removing container {id}")))?;
-        match self.images.remove_snapshot(snapshotter, &id.0).await {
+        match self.images().remove_snapshot(snapshotter, &id.0).await {
             // The snapshotter is not there any more: neither is the snapshot.
             Err(status) if status.code() == Code::InvalidArgument => Ok(()),
             other => other.map_err(failed(format!("removing the snapshot of container {id}"))),

@@ -59,13 +59,6 @@ impl Default for PullOptions {
 /// Where the blobs of an image come from.
 pub(crate) enum Source<'a> {
     /// They are in the store.
-    #[cfg_attr(
-        not(feature = "containerd"),
-        expect(
-            dead_code,
-            reason = "the node's own store unpacks what it keeps at once"
-        )
-    )]
     Stored,
     /// Files, in the order of layers.
     #[cfg_attr(
