@@ -156,6 +156,6 @@ mod tests {
         let id = entry.info.id.clone();
         assert_eq!(entry.removal(&id), (entry.info.names.clone(), true));
         let entry = two().find("r.io/b:1").expect("it is there");
-        assert_eq!(entry.removal("r.io/b:1").1, true);
+        assert!(entry.removal("r.io/b:1").1);
     }
 }

@@ -30,9 +30,32 @@ pub fn open_files_at_most(wanted: u64) -> u64 {
         .map_or(wanted, |maximum| wanted.min(maximum))
 }
 
+/// Most open files of another process; `None` when it is gone, or has no limit.
+#[must_use]
+pub fn open_files_of(pid: i32) -> Option<u64> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    hard_limit(&limits, "Max open files")
+}
+
+/// A hard limit out of the text of `/proc/<pid>/limits`; `None` when there is none.
+fn hard_limit(limits: &str, name: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hard_limit_is_read_unless_there_is_none() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units\n\
+                    Max open files            1024                 524288               files\n\
+                    Max locked memory         unlimited            unlimited            bytes\n";
+        assert_eq!(hard_limit(text, "Max open files"), Some(524_288));
+        assert_eq!(hard_limit(text, "Max locked memory"), None);
+        assert_eq!(hard_limit(text, "Max processes"), None);
+    }
 
     #[test]
     fn this_process_gets_as_many_files_as_it_may_have() {

@@ -18,6 +18,7 @@ use tonic::{Code, Request, Response, Status};
 use super::NAME;
 use super::calls::Call;
 use crate::runtime::{BoxError, RuntimeError};
+use crate::sys::rlimit;
 
 /// A call that takes so long makes us ask whether the daemon answers anything.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -168,7 +169,9 @@ impl Client {
 
     pub async fn version(&self) -> Answer<VersionResponse> {
         let mut client = VersionClient::new(self.channel.clone());
-        let answer = timeout(PROBE, client.version(self.request(()))).await;
+        // Kept off the stack: every call carries this one with it.
+        let asked = Box::pin(client.version(self.request(())));
+        let answer = timeout(PROBE, asked).await;
         let answer = answer.unwrap_or_else(|_| Err(self.silent()));
         let answer = answer.map_err(|status| self.plainly(status));
         answer.map(Response::into_inner)
@@ -198,9 +201,7 @@ impl Client {
     /// Most open files that the daemon may give: what it starts cannot raise its limit without a privilege.
     pub async fn open_files(&self) -> Option<u64> {
         let stream = tokio::net::UnixStream::connect(&self.socket).await.ok()?;
-        let pid = stream.peer_cred().ok()?.pid()?;
-        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
-        hard_limit(&limits, "Max open files")
+        rlimit::open_files_of(stream.peer_cred().ok()?.pid()?)
     }
 
     /// Makes our namespace when it is missing.
@@ -216,12 +217,6 @@ impl Client {
             other => other.map(drop),
         }
     }
-}
-
-/// A hard limit out of the text of `/proc/<pid>/limits`; `None` when there is none.
-fn hard_limit(limits: &str, name: &str) -> Option<u64> {
-    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Whether the daemon, and not the request, is the reason.
@@ -263,16 +258,6 @@ pub(super) fn absent_is_done<T>(answer: Answer<T>) -> Answer<Option<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_hard_limit_is_read_unless_there_is_none() {
-        let text = "Limit                     Soft Limit           Hard Limit           Units\n\
-                    Max open files            1024                 524288               files\n\
-                    Max locked memory         unlimited            unlimited            bytes\n";
-        assert_eq!(hard_limit(text, "Max open files"), Some(524_288));
-        assert_eq!(hard_limit(text, "Max locked memory"), None);
-        assert_eq!(hard_limit(text, "Max processes"), None);
-    }
 
     #[tokio::test]
     async fn an_endpoint_is_an_absolute_path_with_or_without_a_scheme() {

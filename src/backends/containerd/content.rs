@@ -202,7 +202,7 @@ impl Upload {
         let mut content = client.content();
         let stream = futures_util::stream::poll_fn(move |cx| sent.poll_recv(cx));
         let opened = content.write(client.leased(lease, stream));
-        let mut answers = client.limited(QUICK, opened).await?;
+        let mut answers = client.limited(QUICK, Box::pin(opened)).await?;
         let offset = answer(client, &mut answers, QUICK).await?;
         Ok(((requests, answers), offset))
     }
