@@ -11,6 +11,7 @@ use rustix::fs::{Access, access};
 
 use super::{Finding, Needs};
 use crate::resource::port;
+use crate::rootless;
 use crate::runtime::names;
 use crate::runtime::network::{self, NetworkError};
 
@@ -36,16 +37,36 @@ pub(super) fn all(
         .iter()
         .filter_map(|path| fs::read_to_string(path).ok())
         .collect();
-    vec![
+    let rootless = rootless::current().is_some();
+    let mut all = vec![
         nft(Command::new(NFT).arg("--version").output()).needed(needs.network),
         rules(network::try_rules(NFT)).needed(needs.network),
         links(network::try_links()).needed(needs.network),
-        forwarding(proc).needed(needs.network),
-        foreign_filter(network::forward_is_dropped().unwrap_or(false), proc).needed(needs.network),
+        // An ordinary user's packets are forwarded in a network namespace of its own.
+        forwarding(proc).needed(needs.network && !rootless),
+        foreign_filter(network::forward_is_dropped().unwrap_or(false), proc)
+            .needed(needs.network && !rootless),
         pool(ports, &taken),
         outgoing(proc, ports),
         name_servers(&resolv),
-    ]
+    ];
+    if rootless {
+        all.push(way_out(network::way_out()).needed(needs.network));
+    }
+    all
+}
+
+/// An ordinary user's containers need a program to reach the outside.
+fn way_out(found: Result<&str, NetworkError>) -> Finding {
+    let check = "way-out";
+    match found {
+        Ok(program) => Finding::ok(check, format!("kernels reach the outside by {program}")),
+        Err(error) => Finding::warning(
+            check,
+            error.to_string(),
+            "apt install passt, and make /dev/net/tun usable for everybody",
+        ),
+    }
 }
 
 fn nft(asked: io::Result<std::process::Output>) -> Finding {

@@ -28,6 +28,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::PortBinding;
+use crate::sys::{netns, userns};
 pub use outer::Outer;
 use rules::Rules;
 use store::{Locked, Record, Store};
@@ -249,7 +250,22 @@ async fn blocking<T: Send + 'static>(
 /// [`NetworkError::Firewall`].
 pub fn try_rules(nft: &str) -> Result<(), NetworkError> {
     let subnet = Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 29);
-    firewall::try_out(nft, subnet)
+    let there = || {
+        // Where root of a user namespace would have them.
+        if userns::inside() {
+            netns::enter_new().map_err(NetworkError::host("make a network namespace"))?;
+        }
+        firewall::try_out(nft, subnet)
+    };
+    thread::scope(|scope| scope.spawn(there).join().expect("nft does not panic"))
+}
+
+/// The program by which an ordinary user's containers reach the outside.
+///
+/// # Errors
+/// [`NetworkError::WayOut`] when there is none, or it could not work.
+pub fn way_out() -> Result<&'static str, NetworkError> {
+    outer::look()
 }
 
 /// Makes a bridge and a veth pair in a network namespace of their own, which ends with them.
@@ -272,7 +288,7 @@ impl Shared {
     /// [`Self::attach_here`] where the bridge is, and from the host to there.
     fn attach(&self, id: &str, ports: Vec<(u16, u16)>) -> Result<Attachment, NetworkError> {
         let attached = self.store.at_bridge(|| self.attach_here(id, ports))?;
-        if let Err(error) = self.listen(id, &attached) {
+        if let Err(error) = self.listen(id) {
             if let Err(undo) = self.detach(id) {
                 tracing::warn!("undoing the connection of {id}: {undo}");
             }
@@ -281,13 +297,21 @@ impl Shared {
         Ok(attached)
     }
 
+    /// The listener goes last: until the record is leaving, [`Self::ensure`] may start it again.
     fn detach(&self, id: &str) -> Result<(), NetworkError> {
         let all = self.store.lock()?.all()?;
-        if all.iter().all(|(known, _)| known != id) {
-            return Ok(());
-        }
-        outer::stop_listening(&self.store.listener(id))?;
-        self.store.at_bridge(|| self.detach_here(id))
+        let known = all.iter().any(|(known, _)| known == id);
+        let detached = match known {
+            true => self.store.at_bridge(|| self.detach_here(id)),
+            false => Ok(()),
+        };
+        let stopped = outer::stop_listening(&self.store.listener(id));
+        several(
+            [detached, stopped]
+                .into_iter()
+                .filter_map(Result::err)
+                .collect(),
+        )
     }
 
     fn ensure(&self) -> Result<(), NetworkError> {
@@ -297,9 +321,7 @@ impl Shared {
             return Ok(());
         }
         self.store.at_bridge(|| self.ensure_here())?;
-        let ends = all
-            .iter()
-            .map(|(id, record)| self.listen(id, &record.attachment));
+        let ends = all.iter().map(|(id, _)| self.listen(id));
         several(ends.filter_map(Result::err).collect())
     }
 
@@ -313,10 +335,18 @@ impl Shared {
         several(errors)
     }
 
-    /// Has a program listen on a container's host ports where rules on the host cannot, unless one does.
-    fn listen(&self, id: &str, attachment: &Attachment) -> Result<(), NetworkError> {
-        match &self.store.outer {
-            Some(outer) => outer.listen(id, &self.store.listener(id), attachment),
+    /// Has a program listen on a container's host ports where rules on the host cannot, unless one does or the container
+    /// is leaving.
+    fn listen(&self, id: &str) -> Result<(), NetworkError> {
+        let Some(outer) = &self.store.outer else {
+            return Ok(());
+        };
+        // Until it listens nobody else starts it, and the container does not leave.
+        let records = self.store.lock()?;
+        let all = records.all()?;
+        let mut staying = all.iter().filter(|(_, record)| !record.leaving);
+        match staying.find(|(known, _)| known == id) {
+            Some((_, record)) => outer.listen(id, &self.store.listener(id), &record.attachment),
             None => Ok(()),
         }
     }

@@ -21,6 +21,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::{Attachment, NetworkError};
 use crate::sys::netns;
 
+/// The device of programs that make packets.
+const TUN: &str = "/dev/net/tun";
 /// How long a way out may take until it is ready.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -170,6 +172,26 @@ fn lives(file: &Path) -> bool {
     process.is_some_and(|(pid, began)| {
         begin_of(Path::new("/proc"), pid).is_some_and(|found| found == began)
     })
+}
+
+/// Looks for a program that can be the way out, and for the device that both need.
+pub(super) fn look() -> Result<&'static str, NetworkError> {
+    if let Err(error) = File::options().read(true).write(true).open(TUN) {
+        let why = format!("{TUN}: {error} (modprobe tun; chmod 0666 {TUN})");
+        return Err(NetworkError::WayOut(why));
+    }
+    let runs = |name: &&str| {
+        let asked = Command::new(name)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output();
+        asked.is_ok()
+    };
+    let none = || NetworkError::WayOut("there is neither pasta nor slirp4netns".to_owned());
+    ["pasta", "slirp4netns"]
+        .into_iter()
+        .find(runs)
+        .ok_or_else(none)
 }
 
 /// Opens the way out by whichever program can.
