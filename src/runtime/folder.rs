@@ -239,7 +239,7 @@ mod tests {
         let torn = || folders.torn(&id).expect("torn").is_some();
         let (folder, lock) = folders.claim(&id).expect("claim").expect("new");
         assert!(folders.claim(&id).expect("claim").is_none());
-        assert_eq!(folders.ids().expect("list"), [id.clone()]);
+        assert_eq!(folders.ids().expect("list"), std::slice::from_ref(&id));
         assert!(folders.is_being_made(&id) && !torn());
         drop(lock);
         assert!(!folders.is_being_made(&id) && torn());
