@@ -12,11 +12,11 @@ demo: ## run Python in a container, from nothing: make demo [RUNTIME=youki]
 check: ## formatting, lints, documentation, dependencies, unit tests: minutes, no services
 	@scripts/check.sh
 
-test: ## everything (engines, the real 19.03.3 manager, the virtual machine); one engine: make test RUNTIME=docker [DEBIAN=sid] [STORE=containerd] [HANDLER=youki]
+test: ## everything (engines, the real 19.03.3 manager, the virtual machine); one engine: make test RUNTIME=docker [DEBIAN=sid] [STORE=containerd] [HANDLER=youki]; RUNTIME=youki ROOTLESS=yes
 ifeq ($(origin RUNTIME), file)
 	@scripts/test.sh
 else
-	@scripts/test.sh --runtime $(RUNTIME) --debian "$(DEBIAN)" --store "$(STORE)" --handler "$(HANDLER)"
+	@scripts/test.sh --runtime $(RUNTIME) --debian "$(DEBIAN)" --store "$(STORE)" --handler "$(HANDLER)" --rootless "$(ROOTLESS)"
 endif
 
 bench: ## measure; writes target/bench.json and a table

@@ -2,11 +2,14 @@
 # make test: every lane, one after the other. Ends with one line, `N passed, N failed, N skipped`, over all of them.
 # Each lane's full output is in target/test-logs; what failed and what was skipped is shown here.
 #
-#   test.sh [LANE...]     rust, containerd, docker, newer, doc, real_stack, vm; all of them without arguments
+#   test.sh [LANE...]     rust, containerd, docker, newer, doc, real_stack, vm; all of them without arguments; or rootless,
+#                         which is a part of real_stack
 #   test.sh --runtime E [--debian SUITE] [--store containerd] [--handler H]
 #                         one engine alone (youki, containerd, docker): conformance, lifecycle, the program itself. The machine's, or
 #                         that of a suite of Debian (trixie, sid); Docker's images in containerd's store; containerd on the
 #                         handler runc, crun or youki
+#   test.sh --runtime youki --rootless yes
+#                         the real manager with an agent that an ordinary user runs
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/build-deps.sh
@@ -117,13 +120,14 @@ finish() {
 }
 
 # One engine: its lane, and for the engine without a daemon what runs on it in the rust lane.
-engine='' suite='' store='' handler=''
+engine='' suite='' store='' handler='' rootless=''
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --runtime) engine=${2:-};;
     --debian) suite=${2:-};;
     --store) store=${2:-};;
     --handler) handler=${2:-};;
+    --rootless) rootless=${2:-};;
     *) die "no option $1";;
   esac
   shift 2
@@ -134,6 +138,11 @@ case $engine:$store:$handler in
   containerd::*|docker::|docker:containerd:) ;;
   youki:*|containerd:*|docker:*) die "stores are docker's (containerd), handlers are containerd's (runc, crun, youki)";;
   *) die "no runtime $engine: there are youki, containerd, docker";;
+esac
+case $engine:$rootless in
+  *:) ;;
+  youki:yes) engine=rootless;;
+  *) die "only youki runs rootless so far: RUNTIME=youki ROOTLESS=yes";;
 esac
 [ -z "$engine" ] || set -- "$engine"
 [ $# -gt 0 ] || set -- rust containerd docker newer doc real_stack vm
@@ -156,9 +165,10 @@ for lane in "$@"; do
     containerd|docker) engine_lane "$lane" "$(whole "$lane")" "$suite" "$store" "$handler";;
     newer) newer_lane;;
     doc) doc_lane;;
+    rootless) script_lane rootless tests/real_stack/run.sh --rootless;;
     real_stack) script_lane real_stack tests/real_stack/run.sh --all;;
     vm) script_lane vm tests/vm/lane.sh;;
-    *) die "no lane $lane: there are rust, youki, containerd, docker, newer, doc, real_stack, vm";;
+    *) die "no lane $lane: there are rust, youki, containerd, docker, newer, doc, real_stack, rootless, vm";;
   esac
 done
 echo "$passed passed, $failed failed, $skipped skipped"

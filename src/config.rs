@@ -349,7 +349,7 @@ impl Settings {
     }
 
     /// What kernels are made with.
-    pub fn kernel(&mut self) -> KernelOptions {
+    pub fn kernel(&mut self, state_dir: &Path) -> KernelOptions {
         let wanted = "low-high, ports from 1 to 65535 with low below high, as in 30000-31000";
         let jail_args = self.jail_args.iter();
         let jail_args = jail_args.map(|arg| arg.trim().to_owned()).collect();
@@ -358,7 +358,7 @@ impl Settings {
             ports: self.parse("container-port-range", 30000..=31000, wanted, port_range),
             scratch_root: self
                 .path("scratch-root")
-                .unwrap_or_else(|| "/var/cache/scratches".into()),
+                .unwrap_or_else(|| standard_scratch_root(is_system(), state_dir)),
             scratch_in_memory: self.flag("scratch-in-memory"),
             sandbox: self.parse(
                 "sandbox-type",
@@ -441,8 +441,8 @@ impl Config {
         let common = settings.common();
         let config = Self {
             front: settings.front(&common.run_dir),
+            kernel: settings.kernel(&common.state_dir),
             common,
-            kernel: settings.kernel(),
             kernel_user: settings.text("kernel-uid"),
             log: settings.log(),
             pid_file: settings.path("pid-file"),
@@ -466,11 +466,16 @@ impl Config {
         settings.finish(config)
     }
 
-    /// Looks at the host: the scratch root must be there, and the kernels' user.
+    /// Looks at the host: the scratch root must be there, unless it is in the state folder, which is ours, and the
+    /// kernels' user.
     ///
     /// # Errors
     /// [`HostProblem`].
     pub fn check_host(mut self) -> Result<Self, HostProblem> {
+        if self.kernel.scratch_root.starts_with(&self.common.state_dir) {
+            // What is wrong with it shows below.
+            let _ = std::fs::create_dir_all(&self.kernel.scratch_root);
+        }
         if !self.kernel.scratch_root.is_dir() {
             return Err(HostProblem::NoScratchRoot(self.kernel.scratch_root));
         }
@@ -563,6 +568,19 @@ fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
+/// Whether this is the machine's agent, not one of an ordinary user (who may be root in namespaces).
+fn is_system() -> bool {
+    rustix::process::geteuid().is_root() && crate::rootless::current().is_none()
+}
+
+/// 19.03's scratch root for the machine's agent; an ordinary user could not make that.
+fn standard_scratch_root(is_system: bool, state_dir: &Path) -> PathBuf {
+    match is_system {
+        true => "/var/cache/scratches".into(),
+        false => state_dir.join("scratches"),
+    }
+}
+
 /// State and run folder: the system's for root, the user's own otherwise, also for one who is root in namespaces only.
 fn standard_folders() -> (PathBuf, PathBuf) {
     let name = "backendai-agent";
@@ -570,7 +588,7 @@ fn standard_folders() -> (PathBuf, PathBuf) {
         Path::new("/var/lib").join(name),
         Path::new("/run").join(name),
     );
-    if rustix::process::geteuid().is_root() && crate::rootless::current().is_none() {
+    if is_system() {
         return system;
     }
     let folder = |variable| environment(variable).map(PathBuf::from);
@@ -643,6 +661,26 @@ mod tests {
         );
         assert_eq!(config.on_sigterm, OnSigterm::Destroy);
         assert!(!config.log.debug && !config.kernel.keep_dead && !config.kernel.scratch_in_memory);
+    }
+
+    #[test]
+    fn an_ordinary_users_scratch_root_is_in_the_state_folder_and_made_when_missing() {
+        let state = tempfile::tempdir().expect("a folder");
+        let root = standard_scratch_root(false, state.path());
+        let mut config = config(&ServeArgs::default(), "").expect("a configuration");
+        config.common.state_dir = state.path().to_owned();
+        config.kernel.scratch_root = root.clone();
+        let mut elsewhere = config.clone();
+        config.check_host().expect("it is made");
+        assert!(root.starts_with(state.path()) && root.is_dir());
+        elsewhere.kernel.scratch_root = state.path().with_extension("missing");
+        elsewhere
+            .check_host()
+            .expect_err("that is no folder of ours");
+        assert_eq!(
+            standard_scratch_root(true, state.path()),
+            Path::new("/var/cache/scratches")
+        );
     }
 
     #[test]

@@ -29,7 +29,8 @@ pub struct ExecArgs {
     /// Kill the program after this many seconds; the exit status is 1 then
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: u64,
-    /// Folder of the kernels' scratch folders [default: /var/cache/scratches]
+    /// Folder of the kernels' scratch folders [default: /var/cache/scratches, or the user's
+    /// own state folder's scratches]
     #[arg(long, value_name = "PATH", env = "BACKEND_SCRATCH_ROOT")]
     pub scratch_root: Option<String>,
     /// Program and arguments

@@ -22,7 +22,8 @@ pub struct InspectArgs {
     /// Print JSON in one line
     #[arg(long)]
     pub json: bool,
-    /// Folder of the kernels' scratch folders [default: /var/cache/scratches]
+    /// Folder of the kernels' scratch folders [default: /var/cache/scratches, or the user's
+    /// own state folder's scratches]
     #[arg(long, value_name = "PATH", env = "BACKEND_SCRATCH_ROOT")]
     pub scratch_root: Option<String>,
 }

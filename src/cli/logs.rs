@@ -38,7 +38,8 @@ pub struct LogsArgs {
     /// Only the last bytes
     #[arg(long, value_name = "N")]
     pub bytes: Option<usize>,
-    /// Folder of the kernels' scratch folders [default: /var/cache/scratches]
+    /// Folder of the kernels' scratch folders [default: /var/cache/scratches, or the user's
+    /// own state folder's scratches]
     #[arg(long, value_name = "PATH", env = "BACKEND_SCRATCH_ROOT")]
     pub scratch_root: Option<String>,
 }

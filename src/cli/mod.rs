@@ -234,8 +234,9 @@ fn with_kernels<'a>(
     for (name, value) in given {
         settings.give(name, value.clone());
     }
-    let found = (settings.common(), settings.kernel());
-    settings.finish(found)
+    let common = settings.common();
+    let kernel = settings.kernel(&common.state_dir);
+    settings.finish((common, kernel))
 }
 
 /// Prints what is wrong with the options; exit status 2.

@@ -77,7 +77,8 @@ pub struct ServeArgs {
     /// File for the process id; removed at a clean exit
     #[arg(long, value_name = "PATH", env = "BACKEND_PID_FILE")]
     pub pid_file: Option<String>,
-    /// Folder of the kernels' scratch folders [default: /var/cache/scratches]
+    /// Folder of the kernels' scratch folders [default: /var/cache/scratches, or the user's
+    /// own state folder's scratches]
     #[arg(long, value_name = "PATH", env = "BACKEND_SCRATCH_ROOT")]
     pub scratch_root: Option<String>,
     /// File for JSON log lines, beside stderr

@@ -16,6 +16,13 @@ pub(super) struct Range {
     count: u32,
 }
 
+impl Range {
+    fn meets(self, other: Self) -> bool {
+        let end = |range: Self| u64::from(range.first) + u64::from(range.count);
+        u64::from(self.first) < end(other) && u64::from(other.first) < end(self)
+    }
+}
+
 /// One of the two kinds of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -61,7 +68,8 @@ fn enough(
     Ok(all)
 }
 
-/// The lines `NAME:FIRST:COUNT` that belong to one of the names; others and wrong ones are passed over, as newuidmap does.
+/// The lines `NAME:FIRST:COUNT` that belong to one of the names; others and wrong ones are passed over, as newuidmap does,
+/// and so is one that has numbers of an earlier one: Linux maps none twice.
 fn parse(text: &str, names: &[Option<&str>]) -> Vec<Range> {
     let range = |line: &str| {
         let mut fields = line.trim().split(':');
@@ -72,7 +80,13 @@ fn parse(text: &str, names: &[Option<&str>]) -> Vec<Range> {
         };
         names.contains(&Some(name)).then_some(range)
     };
-    text.lines().filter_map(range).collect()
+    let mut all: Vec<Range> = Vec::new();
+    for range in text.lines().filter_map(range) {
+        if !all.iter().any(|other| range.meets(*other)) {
+            all.push(range);
+        }
+    }
+    all
 }
 
 /// The user's name in the text of a password file.
@@ -134,6 +148,16 @@ mod tests {
             .collect();
         assert_eq!(found, [(100_000, 65_536), (300_000, 7)]);
         assert!(parse(FILE, &[Some("7"), None]).is_empty());
+    }
+
+    #[test]
+    fn numbers_that_are_given_by_name_and_by_number_count_once() {
+        let text = "1001:100000:65536\nann:100000:65536\nann:165535:2\nann:165536:2\n";
+        let found: Vec<_> = parse(text, &[Some("1001"), Some("ann")])
+            .iter()
+            .map(|it| (it.first, it.count))
+            .collect();
+        assert_eq!(found, [(100_000, 65_536), (165_536, 2)]);
     }
 
     #[test]

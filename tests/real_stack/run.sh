@@ -2,6 +2,7 @@
 # run.sh [--runtime youki|docker|containerd] [CASE...]: the agent (BACKENDAI_AGENT_BIN, else target/debug/backendai-agent) on an engine
 # under the real 19.03.3 manager. Prints `ok ENGINE.CASE`, `FAILED ENGINE.CASE` or `skipped NAME: what is missing` for each case.
 # run.sh --adoption [CASE...]: the agent and the Python agent 19.03.3 take over each other's kernels, on Docker.
+# run.sh --rootless [CASE...]: the same as for youki, with an agent that an ordinary user runs.
 # run.sh --all: all of these, one after the other.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 if [ "${1:-}" = --all ]; then
   status=0
-  for suite in "--runtime youki" "--runtime docker" "--runtime containerd" --adoption; do
+  for suite in "--runtime youki" "--runtime docker" "--runtime containerd" --rootless --adoption; do
     # shellcheck disable=SC2086
     "$0" $suite || status=1
   done
@@ -19,6 +20,7 @@ fi
 runtime=youki suite=youki venv_names=(manager client)
 case ${1:-} in
   --runtime) runtime=${2:?--runtime wants an engine} suite=$2; shift 2;;
+  --rootless) suite=rootless; shift;;
   --adoption) runtime=docker suite=adoption venv_names+=(agent); shift;;
 esac
 agent=${BACKENDAI_AGENT_BIN:-$repo/target/debug/backendai-agent}
@@ -26,6 +28,7 @@ agent=${BACKENDAI_AGENT_BIN:-$repo/target/debug/backendai-agent}
 
 need_apt iproute2 nftables redis-tools
 need_services etcd-server redis-server postgresql docker-registry
+[ "$suite" != rootless ] || need_apt uidmap passt
 case $runtime in
   docker) need_services docker.io; need_apt iptables;;
   containerd) need_services containerd; need_apt runc;;
@@ -38,12 +41,16 @@ read -r manager client agent_venv <<< "${venvs//$'\n'/ }"
 
 python_tar=$("$repo/scripts/kernel-image.sh" python) busybox_tar=$("$repo/scripts/kernel-image.sh" busybox)
 command=() more=() spaces=(--net)
+work=$(mktemp -d "${TMPDIR:-/tmp}/bai-machine.XXXXXX")
+trap 'as_root rm -rf --one-file-system "$work"' EXIT
 if [ "$suite" = adoption ]; then
   tars=$("$here/images-of-2019.sh")
   python_tar=$(sed -n 2p <<< "$tars") more=(--agent-venv "$agent_venv" --krunner-tar "$(sed -n 1p <<< "$tars")")
-  work=$(mktemp -d "${TMPDIR:-/tmp}/bai-machine.XXXXXX")
-  trap 'as_root rm -rf --one-file-system "$work"' EXIT
   command=("$here/machine-of-2019.sh" "$work") spaces+=(--mount)
+fi
+if [ "$suite" = rootless ]; then
+  command=("$here/machine-for-a-user.sh" "$work" "$agent") spaces+=(--mount)
+  agent=$work/agent more=(--suite rootless)
 fi
 command+=("$client/bin/python" "$here/scenario.py" --manager-venv "$manager" --agent "$agent" --runtime "$runtime"
   --python-tar "$python_tar" --busybox-tar "$busybox_tar" --logs "$logs/real-stack-$suite" "${more[@]}")

@@ -82,11 +82,11 @@ def main():
     for name in ('manager-venv', 'agent', 'python-tar', 'busybox-tar', 'logs'):
         parser.add_argument('--' + name, required=True)
     parser.add_argument('--runtime', default='youki', choices=sorted(engines.ENGINES))
-    for name in ('agent-venv', 'krunner-tar'):
+    for name in ('agent-venv', 'krunner-tar', 'suite'):
         parser.add_argument('--' + name)
     parser.add_argument('names', nargs='*')
     options = parser.parse_args()
-    suite = 'adoption' if options.agent_venv else options.runtime
+    suite = options.suite or ('adoption' if options.agent_venv else options.runtime)
     cases = [function for function in CASES if options.runtime in getattr(function, 'engines', engines.ENGINES)
              and (function.__module__ in ('adoption', 'ending') if options.agent_venv else function.__module__ != 'adoption')]
     unknown = set(options.names) - {function.__name__ for function in cases}

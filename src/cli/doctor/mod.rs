@@ -27,7 +27,8 @@ pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Folder of the kernels' scratch folders [default: /var/cache/scratches]
+    /// Folder of the kernels' scratch folders [default: /var/cache/scratches, or the user's
+    /// own state folder's scratches]
     #[arg(long, value_name = "PATH", env = "BACKEND_SCRATCH_ROOT")]
     pub scratch_root: Option<String>,
     /// Host ports for kernels, both ends included [default: 30000-31000]

@@ -59,13 +59,18 @@ impl TestEngine {
         let own = [
             "run/containers",
             "state/containers",
-            "run/network/records",
+            "run/network",
             "run/netns",
         ];
+        let is_lock = |path: &PathBuf| {
+            let locks = ["bridge", "lock", "rules"].map(|name| self.path("run/network").join(name));
+            locks.contains(path)
+        };
         let mut left: Vec<_> = own
             .iter()
             .flat_map(|folder| fs::read_dir(self.path(folder)).into_iter().flatten())
             .map(|entry| entry.expect("entry").path())
+            .filter(|path| !is_lock(path))
             .collect();
         if let Kind::Daemon(_, daemon) = &self.kind {
             for id in self.ids() {
