@@ -1,6 +1,8 @@
 //! The records of connections in `<run-dir>/network/`, and the locks that order those who change them.
 //!
-//! Whoever takes several takes them in this order: the bridge, the rules, the records, the host.
+//! Whoever takes several takes them in this order: the bridge, the rules, the records, the host. The host's alone is kept
+//! while others are taken again, until the first container has a bridge: its record is there meanwhile and stays while it
+//! keeps the bridge, so that nobody else here is the first and waits for the host.
 
 use std::fs::{self, File};
 use std::io;
@@ -41,7 +43,8 @@ pub(super) struct Store {
     pub(super) outer: Option<Outer>,
 }
 
-/// The records while this process may change them: for moments only.
+/// The records while this process may change them: for moments, and until a container's program listens on its ports where
+/// there is one.
 #[derive(Debug)]
 pub(super) struct Locked<'a> {
     store: &'a Store,
