@@ -56,12 +56,17 @@ class Interrupts(object):
         self.held = False
         self.pending = False
         signal.signal(signal.SIGINT, self.handle)
-        # A signal that comes just before the main thread goes to sleep in C code does not wake it. krunner sends this one
-        # after an interrupt: it ends the system call, and Python then notices the interrupt too. (Python 2 would raise IOError.)
-        if not PY2:
-            signal.signal(signal.SIGURG, lambda _number, _frame: None)
+        self.expect_nudges()
+
+    def expect_nudges(self):
+        """A signal that comes just before the main thread goes to sleep in C code does not wake it. krunner sends this one
+        after an interrupt: it ends the system call, and Python then notices the interrupt too."""
+        signal.signal(signal.SIGURG, lambda _number, _frame: None)
 
     def handle(self, _number, _frame):
+        if PY2:
+            # The interrupt is noticed. What more nudges end would be an IOError for user code.
+            signal.signal(signal.SIGURG, signal.SIG_IGN)
         if os.getpid() == MAIN_PID:
             if not self.running:
                 return
@@ -487,6 +492,8 @@ class Session(object):
         try:
             try:
                 interrupts.pending, interrupts.held, interrupts.running = False, True, True
+                if PY2:
+                    interrupts.expect_nudges()
                 self.channel.send(b's', b'')
                 if self.buffered:
                     self.buffered.run()

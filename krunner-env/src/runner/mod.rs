@@ -40,8 +40,9 @@ const BUFFER: usize = 64 << 10;
 const MOST_JOBS: usize = 4096;
 /// Lines of input that came before they were asked for.
 const MOST_EARLY_INPUT: usize = 64;
-/// Times between an interrupt and the nudges that follow it, in milliseconds.
-const NUDGES: [u64; 5] = [10, 20, 50, 100, 500];
+/// Times between an interrupt and the nudges that follow it, in milliseconds. The later ones are for an interpreter that
+/// did not get to run on a busy machine, so that all the earlier ones met it before its system call.
+const NUDGES: [u64; 9] = [10, 20, 50, 100, 500, 1_000, 2_000, 5_000, 10_000];
 /// How long records may still be written when the runner is told to stop.
 const LINGER: Duration = Duration::from_secs(1);
 

@@ -1,5 +1,6 @@
 //! Interrupts of queries.
 
+use crate::python::each;
 use crate::support::{plain_python, shell};
 
 #[test]
@@ -64,6 +65,31 @@ fn user_code_may_catch_an_interrupt() {
     agent.send("interrupt", "");
     let run = agent.recv_until("finished");
     assert_eq!((run.out(), run.code()), ("caught\n", 0));
+}
+
+/// C code that goes from one system call into the next: the interrupt ends the first, and the interpreter cannot notice it
+/// before the second.
+#[test]
+fn an_interrupt_that_comes_just_before_a_system_call_ends_it_all_the_same() {
+    each(|agent, _| {
+        agent.send("code", "import ctypes, sys\nlibc = ctypes.CDLL(None)\nsys.stdout.write('begun')\nlibc.qsort(ctypes.create_string_buffer(4), 3, 1, libc.pause)");
+        agent.expect_stdout("begun");
+        agent.send("interrupt", "");
+        let run = agent.recv_until("finished");
+        assert!(run.err().contains("KeyboardInterrupt"), "{}", run.err());
+    });
+}
+
+/// The nudges after an interrupt are not for code that has caught it: under Python 2 they would end its system calls.
+#[test]
+fn code_that_catches_an_interrupt_is_left_alone_after_it() {
+    each(|agent, _| {
+        agent.send("code", "import select, sys, time\ntry:\n    sys.stdout.write('begun')\n    time.sleep(1000)\nexcept KeyboardInterrupt:\n    _ = select.select([], [], [], 1)\n    sys.stdout.write(' ended')");
+        agent.expect_stdout("begun");
+        agent.send("interrupt", "");
+        let run = agent.recv_until("finished");
+        assert_eq!((run.out(), run.err(), run.code()), (" ended", "", 0));
+    });
 }
 
 #[test]

@@ -31,7 +31,8 @@ pub fn pythons() -> Vec<PathBuf> {
     all
 }
 
-fn each(check: impl Fn(&mut Agent, &Kernel)) {
+/// The check under each of them, in a kernel of its own.
+pub fn each(check: impl Fn(&mut Agent, &Kernel)) {
     for python in pythons() {
         println!("{}", python.display());
         let path = python.to_str().expect("text");
