@@ -24,6 +24,7 @@ pub mod sandbox;
 pub mod seccomp;
 mod spec;
 mod status;
+pub mod watch;
 
 use std::fmt;
 

@@ -3,20 +3,19 @@
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{CreateNamespaceRequest, Namespace, VersionResponse};
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
 use super::NAME;
 use super::calls::Call;
+use crate::runtime::watch::Watch;
 use crate::runtime::{BoxError, RuntimeError};
 use crate::sys::rlimit;
 
@@ -27,19 +26,12 @@ const PROBE: Duration = Duration::from_secs(3);
 /// Answer of a call.
 pub(super) type Answer<T> = Result<T, Status>;
 
-/// What was last heard of the daemon.
-#[derive(Debug)]
-struct Health {
-    asked: Instant,
-    alive: bool,
-}
-
 #[derive(Debug)]
 pub(super) struct Client {
     channel: Channel,
     namespace: AsciiMetadataValue,
     socket: PathBuf,
-    health: Mutex<Health>,
+    watch: Watch,
 }
 
 impl Client {
@@ -61,10 +53,7 @@ impl Client {
                 .parse()
                 .map_err(|_| wrong(format!("{namespace:?} cannot be the name of a namespace")))?,
             socket: socket.into(),
-            health: Mutex::new(Health {
-                asked: Instant::now(),
-                alive: true,
-            }),
+            watch: Watch::default(),
         })
     }
 
@@ -133,33 +122,10 @@ impl Client {
         every: Duration,
         answer: impl Future<Output = Answer<T>>,
     ) -> Answer<T> {
-        let mut answer = pin!(answer);
-        let mut watched = pin!(async {
-            loop {
-                sleep(every).await;
-                if let Err(error) = self.alive().await {
-                    return error;
-                }
-            }
-        });
-        tokio::select! {
-            biased;
-            answer = &mut answer => answer.map_err(|status| self.plainly(status)),
-            error = &mut watched => Err(error),
-        }
-    }
-
-    /// Asks the daemon for a sign of life, for all who want to know at the moment.
-    async fn alive(&self) -> Answer<()> {
-        let mut health = self.health.lock().await;
-        if health.asked.elapsed() >= PATIENCE {
-            health.alive = self.version().await.is_ok();
-            health.asked = Instant::now();
-        }
-        match health.alive {
-            true => Ok(()),
-            false => Err(self.silent()),
-        }
+        let ping = || async { self.version().await.is_ok() };
+        let answer = self.watch.while_alive(every, ping, answer).await;
+        let answer = answer.ok_or_else(|| self.silent())?;
+        answer.map_err(|status| self.plainly(status))
     }
 
     fn silent(&self) -> Status {

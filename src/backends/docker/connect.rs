@@ -3,14 +3,16 @@
 use std::fmt::Display;
 use std::future::Future;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::errors::Error;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, ClientVersion, Docker};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::ENGINE;
 use crate::backends::EngineConfig;
+use crate::runtime::watch::Watch;
 use crate::runtime::{Result, RuntimeError};
 
 /// Where dockerd listens when nobody says otherwise.
@@ -35,6 +37,7 @@ pub(super) struct Client {
     /// The client of the API.
     pub(super) api: Docker,
     endpoint: String,
+    watch: Arc<Watch>,
 }
 
 impl Client {
@@ -61,7 +64,11 @@ impl Client {
                  update Docker to 17.12 or later"
             )));
         }
-        Ok(Self { api, endpoint })
+        Ok(Self {
+            api,
+            endpoint,
+            watch: Arc::default(),
+        })
     }
 
     /// A call that only asks. `action` names the object.
@@ -70,7 +77,8 @@ impl Client {
         action: impl Display,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T> {
-        self.limited(ASK, action, call).await
+        // Requests with a body are large; they are kept off the stack.
+        self.limited(ASK, action, Box::pin(call)).await
     }
 
     /// A call that makes or removes something. A daemon that has stopped answering is noticed early.
@@ -79,7 +87,7 @@ impl Client {
         action: impl Display,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T> {
-        let work = self.limited(ACT, action, call);
+        let work = self.limited(ACT, action, Box::pin(call));
         self.watched(work).await
     }
 
@@ -88,10 +96,10 @@ impl Client {
         &self,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        tokio::select! {
-            done = work => done,
-            dead = self.dead() => Err(dead.into()),
-        }
+        let (every, limit) = LIVES;
+        let ping = || async { matches!(timeout(limit, self.api.ping()).await, Ok(Ok(_))) };
+        let done = self.watch.while_alive(every, ping, work).await;
+        done.unwrap_or_else(|| Err(unavailable(&self.endpoint, "it does not answer").into()))
     }
 
     async fn limited<T>(
@@ -100,26 +108,12 @@ impl Client {
         action: impl Display,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T> {
-        // Requests with a body are large; they are kept off the stack.
-        match timeout(limit, Box::pin(call)).await {
+        match timeout(limit, call).await {
             Ok(done) => done.map_err(|error| failed(&self.endpoint, action, error)),
             Err(_) => Err(unavailable(
                 &self.endpoint,
                 &format!("{action} took more than {} s", limit.as_secs()),
             )),
-        }
-    }
-
-    /// Returns when the daemon does not answer.
-    async fn dead(&self) -> RuntimeError {
-        let (every, limit) = LIVES;
-        loop {
-            sleep(every).await;
-            match timeout(limit, self.api.ping()).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return failed(&self.endpoint, "asking whether it lives", error),
-                Err(_) => return unavailable(&self.endpoint, "it does not answer"),
-            }
         }
     }
 
