@@ -88,8 +88,15 @@ struct Answer {
     secret: String,
 }
 
-/// Credentials of `~/.docker/config.json` for an image's registry.
-pub(crate) async fn of_home(image: &ImageRef) -> Option<Credentials> {
+/// Credentials for an image's registry: those that are given, else those of `~/.docker/config.json`.
+pub(crate) async fn of(image: &ImageRef, given: Option<&RegistryAuth>) -> Option<Credentials> {
+    match given {
+        Some(auth) => Some(Credentials::Password(auth.clone())),
+        None => of_home(image).await,
+    }
+}
+
+async fn of_home(image: &ImageRef) -> Option<Credentials> {
     let path = std::env::home_dir()?.join(".docker/config.json");
     let program = |name: &str| PathBuf::from(format!("docker-credential-{name}"));
     of_file(&path, image.pull_registry(), program).await

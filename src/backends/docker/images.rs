@@ -77,11 +77,7 @@ impl DockerImages {
         if let Some(platform) = &platform {
             query = query.platform(platform);
         }
-        let given = options.auth.clone().map(Credentials::Password);
-        let credentials = match given {
-            Some(given) => Some(given),
-            None => credentials::of_home(&name).await,
-        };
+        let credentials = credentials::of(&name, options.auth.as_ref()).await;
         let credentials = credentials.map(|found| login(&name, found));
         let mut news = self
             .client

@@ -193,11 +193,7 @@ impl Remote {
 
 /// What the registry is told of its user: what was given, or else what `docker login` left.
 async fn secret(name: &ImageRef, given: Option<&RegistryAuth>) -> Secret {
-    let found = match given {
-        Some(auth) => Some(Credentials::Password(auth.clone())),
-        None => credentials::of_home(name).await,
-    };
-    match found {
+    match credentials::of(name, given).await {
         Some(Credentials::Password(auth)) => Secret::Basic(auth.username, auth.password),
         Some(Credentials::RegistryToken(token)) => Secret::Bearer(token),
         Some(Credentials::IdentityToken(_)) => {
