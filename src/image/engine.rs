@@ -154,11 +154,7 @@ impl<S: EngineStore> ImageStore for EngineImages<S> {
     }
 
     async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> runtime::Result<ImageInfo> {
-        let options = PullOptions {
-            auth: auth.cloned(),
-            ..PullOptions::default()
-        };
-        Ok(self.pull_with(image, &options).await?)
+        Ok(self.pull_with(image, &PullOptions::with(auth)).await?)
     }
 }
 

@@ -203,11 +203,7 @@ impl ImageStore for Store {
     }
 
     async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> runtime::Result<ImageInfo> {
-        let options = PullOptions {
-            auth: auth.cloned(),
-            ..PullOptions::default()
-        };
-        Ok(self.pull_with(image, &options).await?)
+        Ok(self.pull_with(image, &PullOptions::with(auth)).await?)
     }
 }
 

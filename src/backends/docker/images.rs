@@ -63,11 +63,86 @@ impl DockerImages {
         Ok(info)
     }
 
-    async fn pull_named(
+    /// Gives an image that was pulled by its digest the name that it was asked by: dockerd does not.
+    async fn tag(&self, name: &ImageRef) -> Result<()> {
+        let (Some(tag), Some(digest)) = (name.tag(), name.digest()) else {
+            return Ok(());
+        };
+        let options = TagImageOptionsBuilder::default()
+            .repo(&name.path())
+            .tag(tag)
+            .build();
+        let from = format!("{}@{digest}", name.path());
+        let call = self.client.api.tag_image(&from, Some(options));
+        self.client.act(format!("naming image {name}"), call).await
+    }
+
+    /// Loads an archive of `docker save`.
+    async fn load(&self, bundle: &Arc<Bundle>, image: usize) -> Result<()> {
+        let archive = Arc::clone(bundle).docker_save_stream(image);
+        let loaded =
+            self.client
+                .api
+                .import_image_stream(ImportImageOptions::default(), archive, None);
+        let loaded = async {
+            let done = loaded.try_for_each(|_| async { Ok(()) }).await;
+            done.map_err(|error| self.client.failed("loading images", error))
+        };
+        self.client.watched(loaded).await
+    }
+}
+
+#[async_trait]
+impl ImageStore for DockerImages {
+    async fn list(&self) -> Result<Vec<ImageInfo>> {
+        let call = self.client.api.list_images(None::<ListImagesOptions>);
+        let all = self.client.ask("listing images", call).await?;
+        let looked: Vec<Option<ImageInfo>> = stream::iter(all)
+            .map(|summary| async move {
+                match self.raw(&summary.id).await {
+                    Ok(raw) => Ok(Some(info(raw))),
+                    // It was removed meanwhile.
+                    Err(RuntimeError::ImageMissing(_)) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffered(PARALLEL)
+            .try_collect()
+            .await?;
+        let mut all: Vec<ImageInfo> = looked.into_iter().flatten().collect();
+        all.sort_by(|one, other| one.names.cmp(&other.names));
+        Ok(all)
+    }
+
+    async fn inspect(&self, image: &str) -> Result<ImageInfo> {
+        self.named(image).await
+    }
+
+    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<ImageInfo> {
+        Ok(self.pull_with(image, &PullOptions::with(auth)).await?)
+    }
+}
+
+#[async_trait]
+impl ImageAdmin for DockerImages {
+    async fn import(
         &self,
-        image: &str,
-        options: &PullOptions,
-    ) -> Result<ImageInfo, ImageError> {
+        path: &Path,
+        name: Option<&str>,
+        options: &ImportOptions,
+    ) -> Result<Vec<ImageInfo>, ImageError> {
+        let bundle = Bundle::read(path, name, options, &std::env::temp_dir()).await?;
+        let bundle = Arc::new(bundle);
+        let mut all = Vec::new();
+        for (place, image) in bundle.images().iter().enumerate() {
+            self.load(&bundle, place).await?;
+            let key = image.names.first().unwrap_or(&image.config_digest);
+            all.push(self.named(key).await?);
+        }
+        Ok(all)
+    }
+
+    async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo, ImageError> {
         let name = ImageRef::parse(image)?;
         let wanted = name.digest().or(name.tag()).unwrap_or("latest");
         let mut query = CreateImageOptionsBuilder::default()
@@ -115,126 +190,6 @@ impl DockerImages {
         Ok(self.named(image).await?)
     }
 
-    /// Gives an image that was pulled by its digest the name that it was asked by: dockerd does not.
-    async fn tag(&self, name: &ImageRef) -> Result<()> {
-        let (Some(tag), Some(digest)) = (name.tag(), name.digest()) else {
-            return Ok(());
-        };
-        let options = TagImageOptionsBuilder::default()
-            .repo(&name.path())
-            .tag(tag)
-            .build();
-        let from = format!("{}@{digest}", name.path());
-        let call = self.client.api.tag_image(&from, Some(options));
-        self.client.act(format!("naming image {name}"), call).await
-    }
-
-    /// Loads an archive of `docker save`.
-    async fn load(&self, bundle: &Arc<Bundle>, image: usize) -> Result<()> {
-        let archive = Arc::clone(bundle).docker_save_stream(image);
-        let loaded =
-            self.client
-                .api
-                .import_image_stream(ImportImageOptions::default(), archive, None);
-        let loaded = async {
-            let done = loaded.try_for_each(|_| async { Ok(()) }).await;
-            done.map_err(|error| self.client.failed("loading images", error))
-        };
-        self.client.watched(loaded).await
-    }
-
-    async fn remove_named(&self, image: &str) -> Result<(), ImageError> {
-        let name = ImageRef::key(image)?;
-        let by_id = name.starts_with(ID);
-        if by_id {
-            self.raw(&name).await?;
-            let filters = HashMap::from([("ancestor", vec![name.clone()])]);
-            let options = ListContainersOptionsBuilder::default()
-                .all(true)
-                .filters(&filters)
-                .build();
-            let call = self.client.api.list_containers(Some(options));
-            let users = self
-                .client
-                .ask(format!("looking for containers of {image}"), call)
-                .await?;
-            if !users.is_empty() {
-                return Err(ImageError::InUse(image.to_owned()));
-            }
-        }
-        // By its id it goes with all its names, which dockerd calls force.
-        let options = RemoveImageOptionsBuilder::default().force(by_id).build();
-        let call = self.client.api.remove_image(&name, Some(options), None);
-        let removed = self
-            .client
-            .act(format!("removing image {image}"), call)
-            .await;
-        removed.map(drop).map_err(|error| match status(&error) {
-            Some(404) => ImageError::Missing(image.to_owned()),
-            Some(409) => ImageError::InUse(image.to_owned()),
-            _ => error.into(),
-        })
-    }
-}
-
-#[async_trait]
-impl ImageStore for DockerImages {
-    async fn list(&self) -> Result<Vec<ImageInfo>> {
-        let call = self.client.api.list_images(None::<ListImagesOptions>);
-        let all = self.client.ask("listing images", call).await?;
-        let looked: Vec<Option<ImageInfo>> = stream::iter(all)
-            .map(|summary| async move {
-                match self.raw(&summary.id).await {
-                    Ok(raw) => Ok(Some(info(raw))),
-                    // It was removed meanwhile.
-                    Err(RuntimeError::ImageMissing(_)) => Ok(None),
-                    Err(error) => Err(error),
-                }
-            })
-            .buffered(PARALLEL)
-            .try_collect()
-            .await?;
-        let mut all: Vec<ImageInfo> = looked.into_iter().flatten().collect();
-        all.sort_by(|one, other| one.names.cmp(&other.names));
-        Ok(all)
-    }
-
-    async fn inspect(&self, image: &str) -> Result<ImageInfo> {
-        self.named(image).await
-    }
-
-    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<ImageInfo> {
-        let options = PullOptions {
-            auth: auth.cloned(),
-            ..PullOptions::default()
-        };
-        Ok(self.pull_named(image, &options).await?)
-    }
-}
-
-#[async_trait]
-impl ImageAdmin for DockerImages {
-    async fn import(
-        &self,
-        path: &Path,
-        name: Option<&str>,
-        options: &ImportOptions,
-    ) -> Result<Vec<ImageInfo>, ImageError> {
-        let bundle = Bundle::read(path, name, options, &std::env::temp_dir()).await?;
-        let bundle = Arc::new(bundle);
-        let mut all = Vec::new();
-        for (place, image) in bundle.images().iter().enumerate() {
-            self.load(&bundle, place).await?;
-            let key = image.names.first().unwrap_or(&image.config_digest);
-            all.push(self.named(key).await?);
-        }
-        Ok(all)
-    }
-
-    async fn pull_with(&self, image: &str, options: &PullOptions) -> Result<ImageInfo, ImageError> {
-        self.pull_named(image, options).await
-    }
-
     async fn export(&self, image: &str, scratch: &Path) -> Result<Bundle, ImageError> {
         let name = ImageRef::key(image)?;
         self.raw(&name).await?;
@@ -267,7 +222,36 @@ impl ImageAdmin for DockerImages {
     }
 
     async fn remove(&self, image: &str) -> Result<(), ImageError> {
-        self.remove_named(image).await
+        let name = ImageRef::key(image)?;
+        let by_id = name.starts_with(ID);
+        if by_id {
+            self.raw(&name).await?;
+            let filters = HashMap::from([("ancestor", vec![name.clone()])]);
+            let options = ListContainersOptionsBuilder::default()
+                .all(true)
+                .filters(&filters)
+                .build();
+            let call = self.client.api.list_containers(Some(options));
+            let users = self
+                .client
+                .ask(format!("looking for containers of {image}"), call)
+                .await?;
+            if !users.is_empty() {
+                return Err(ImageError::InUse(image.to_owned()));
+            }
+        }
+        // By its id it goes with all its names, which dockerd calls force.
+        let options = RemoveImageOptionsBuilder::default().force(by_id).build();
+        let call = self.client.api.remove_image(&name, Some(options), None);
+        let removed = self
+            .client
+            .act(format!("removing image {image}"), call)
+            .await;
+        removed.map(drop).map_err(|error| match status(&error) {
+            Some(404) => ImageError::Missing(image.to_owned()),
+            Some(409) => ImageError::InUse(image.to_owned()),
+            _ => error.into(),
+        })
     }
 }
 

@@ -56,6 +56,17 @@ impl Default for PullOptions {
     }
 }
 
+impl PullOptions {
+    /// As kernels want their images: with these credentials, and for this machine.
+    #[must_use]
+    pub fn with(auth: Option<&RegistryAuth>) -> Self {
+        Self {
+            auth: auth.cloned(),
+            ..Self::default()
+        }
+    }
+}
+
 /// Where the blobs of an image come from.
 pub(crate) enum Source<'a> {
     /// They are in the store.
