@@ -69,6 +69,7 @@ impl Machine {
             krunner: std::env::temp_dir().into(),
             folder: self.folder.path().join("run"),
             listens: false,
+            own_user: None,
         }
     }
 

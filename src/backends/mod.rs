@@ -58,6 +58,8 @@ pub struct Engine {
     pub images: Arc<dyn ImageAdmin>,
     /// Whether it listens on forwarded host ports itself, so that nobody else may hold them.
     pub listens: bool,
+    /// Whether users inside have other numbers on the host, in a user namespace of the engine's.
+    pub maps_users: bool,
 }
 
 /// Opens an engine.
@@ -85,6 +87,7 @@ pub async fn open(kind: RuntimeKind, config: EngineConfig) -> Result<Engine> {
                 runtime: Arc::new(runtime),
                 images: Arc::new(crate::image::NodeImages(images)),
                 listens: rootless.is_some(),
+                maps_users: rootless.is_some(),
             })
         }
         #[allow(unreachable_patterns, reason = "with every engine built in")]

@@ -82,6 +82,14 @@ pub(super) fn engine_config(common: &CommonArgs) -> EngineConfig {
     }
 }
 
+/// Whose kernels' files must be: those of an ordinary user's agent cannot be given to others, and where users inside have
+/// other numbers there is nobody inside who could have them.
+pub fn own_user(engine: &Engine) -> Option<(u32, u32)> {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let is_bound = !user.is_root() && !engine.maps_users;
+    is_bound.then(|| (user.as_raw(), group.as_raw()))
+}
+
 /// What kernels see at `/opt/backend.ai`, unpacked once for each node.
 ///
 /// # Errors
@@ -124,6 +132,7 @@ pub async fn build(
     let plan = PlanSettings {
         agent_id: place.identity.id,
         kernel_uid: kernel.uid,
+        own_user: own_user(&engine),
         krunner,
         agent_socket: Some(config.front.helper_socket),
         vfolder_base: place.volume_mount.into(),

@@ -98,6 +98,8 @@ pub struct Place {
     pub folder: PathBuf,
     /// Whether the engine listens on forwarded host ports itself.
     pub listens: bool,
+    /// User and group of its programs where these cannot be others.
+    pub own_user: Option<(u32, u32)>,
 }
 
 /// Runs the command.
@@ -164,6 +166,7 @@ fn listen(stops: mpsc::Sender<Stop>) -> std::io::Result<impl Future<Output = ()>
 async fn open(common: &CommonArgs, krunner: &KrunnerSource) -> anyhow::Result<Place> {
     let engine = node::open_engine(common).await?;
     Ok(Place {
+        own_user: node::own_user(&engine),
         runtime: engine.runtime,
         images: engine.images,
         connect: Arc::new(ZmqConnect),

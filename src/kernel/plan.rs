@@ -38,6 +38,9 @@ pub struct PlanSettings {
     pub agent_id: String,
     /// `LOCAL_USER_ID` of uid-match images.
     pub kernel_uid: u32,
+    /// User and group of every kernel's programs where the agent can give a work folder to nobody else: an ordinary user's
+    /// agent on an engine of the machine's. Images with the feature `uid-match` keep their choice of the user.
+    pub own_user: Option<(u32, u32)>,
     /// What is shown at `/opt/backend.ai`, and whose runner it is.
     pub krunner: KrunnerEnv,
     /// The socket that programs inside ask, where there is one.
@@ -227,7 +230,7 @@ pub fn vfolders(
         .collect()
 }
 
-/// The session's environment in 19.03's order: the manager's, the user id, core counts, the hook library (which only
+/// The session's environment in 19.03's order: the manager's, user and group, core counts, the hook library (which only
 /// 19.03's runner has), accelerators.
 #[must_use]
 pub fn environ(
@@ -237,8 +240,16 @@ pub fn environ(
     effects: &DeviceEffects,
 ) -> Vec<(String, String)> {
     let mut all = config.environ.clone();
-    if spec.uid_match {
-        set(&mut all, "LOCAL_USER_ID", settings.kernel_uid.to_string());
+    let own = settings.own_user;
+    let user = match spec.uid_match {
+        true => Some(settings.kernel_uid),
+        false => own.map(|(user, _)| user),
+    };
+    if let Some(user) = user {
+        set(&mut all, "LOCAL_USER_ID", user.to_string());
+    }
+    if let Some((_, group)) = own.filter(|(own, _)| user == Some(*own)) {
+        set(&mut all, "LOCAL_GROUP_ID", group.to_string());
     }
     let cores = effects.cores.unwrap_or_default().to_string();
     for name in &spec.core_count_variables {
@@ -485,6 +496,7 @@ mod tests {
         PlanSettings {
             agent_id: "i-node".into(),
             kernel_uid: 1000,
+            own_user: None,
             krunner: PathBuf::from("/state/krunner/opt/backend.ai").into(),
             agent_socket: Some("/run/agent.sock".into()),
             vfolder_base: "/mnt".into(),
@@ -577,6 +589,32 @@ mod tests {
                 "PROFILE=19.03"
             ]
         );
+    }
+
+    #[test]
+    fn an_ordinary_users_kernels_are_the_users() {
+        let settings = PlanSettings {
+            kernel_uid: 7,
+            own_user: Some((1000, 100)),
+            ..settings()
+        };
+        let ids = |features: &str, settings: &PlanSettings| {
+            let labels = labels_of(&[("ai.backend.features", features)]);
+            let spec = KernelSpec::parse("lablup/python", &labels).expect("good labels");
+            let config = KernelConfig::default();
+            let all = environ(settings, &config, &spec, &DeviceEffects::default());
+            let all: Vec<_> = all.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            all.join(" ")
+        };
+        let own = "LOCAL_USER_ID=1000 LOCAL_GROUP_ID=100";
+        assert_eq!(ids("batch", &settings), own);
+        // As the operator chose.
+        assert_eq!(ids("uid-match", &settings), "LOCAL_USER_ID=7");
+        let settings = PlanSettings {
+            kernel_uid: 1000,
+            ..settings
+        };
+        assert_eq!(ids("uid-match", &settings), own);
     }
 
     #[test]

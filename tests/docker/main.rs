@@ -13,3 +13,4 @@ mod images;
 #[path = "../daemons/node.rs"]
 mod node;
 mod tls;
+mod user;

@@ -486,6 +486,7 @@ async fn start(
         plan: PlanSettings {
             agent_id: name.to_owned(),
             kernel_uid: 1000,
+            own_user: None,
             krunner: krunner.expect("unpacked").join("opt/backend.ai").into(),
             agent_socket: None,
             vfolder_base: folder.join("vfolders"),

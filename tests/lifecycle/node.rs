@@ -202,6 +202,7 @@ async fn start(
         plan: PlanSettings {
             agent_id: "i-test".to_owned(),
             kernel_uid: 1000,
+            own_user: None,
             // Any folder that is there: nothing runs from it.
             krunner: std::env::temp_dir().into(),
             agent_socket: None,

@@ -94,6 +94,7 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
         runtime: Arc::new(runtime),
         images,
         listens: false,
+        maps_users: false,
     })
 }
 

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bollard::models::SystemInfo;
 use tokio::sync::mpsc;
 
 use self::connect::Client;
@@ -44,11 +45,14 @@ const LABEL_ATTEMPT: &str = "ai.backend.container-id";
 pub async fn open(config: EngineConfig) -> Result<Engine> {
     let client = Client::connect(&config).await?;
     let images = Arc::new(DockerImages::new(client.clone()));
-    let runtime = Docker::open(client, config).await?;
+    let info = client.ask("asking what it is", client.api.info()).await?;
+    let maps_users = maps_users(info.security_options.as_deref().unwrap_or_default());
+    let runtime = Docker::open(client, config, info)?;
     Ok(Engine {
         runtime: Arc::new(runtime),
         images,
         listens: true,
+        maps_users,
     })
 }
 
@@ -76,8 +80,7 @@ struct Docker {
 }
 
 impl Docker {
-    async fn open(client: Client, config: EngineConfig) -> Result<Self> {
-        let info = client.ask("asking what it is", client.api.info()).await?;
+    fn open(client: Client, config: EngineConfig, info: SystemInfo) -> Result<Self> {
         let cgroups = Hierarchies::read().map_err(|error| RuntimeError::Engine {
             engine: ENGINE,
             action: "reading the mounted cgroups".to_owned(),
@@ -94,6 +97,15 @@ impl Docker {
             notes: Notes::default(),
         })
     }
+}
+
+/// Whether containers are in a user namespace, as dockerd tells: that of `userns-remap`, or of a rootless dockerd.
+fn maps_users(security_options: &[String]) -> bool {
+    let told = |option: &String| {
+        let mut parts = option.split(',');
+        parts.any(|part| ["name=userns", "name=rootless"].contains(&part))
+    };
+    security_options.iter().any(told)
 }
 
 /// dockerd takes names and beginnings of ids too, which are not ours to give.
@@ -169,5 +181,22 @@ impl ContainerRuntime for Docker {
 
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
         self.run_in(id, spec).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::maps_users;
+
+    #[test]
+    fn dockerd_tells_that_its_containers_are_in_a_user_namespace() {
+        let told = |options: &[&str]| {
+            let options: Vec<_> = options.iter().map(|&it| it.to_owned()).collect();
+            maps_users(&options)
+        };
+        assert!(!told(&[]));
+        assert!(!told(&["name=seccomp,profile=default", "name=cgroupns"]));
+        assert!(told(&["name=seccomp,profile=builtin", "name=userns"]));
+        assert!(told(&["name=seccomp,profile=builtin", "name=rootless"]));
     }
 }

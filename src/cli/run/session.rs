@@ -80,6 +80,7 @@ impl Session {
             plan: PlanSettings {
                 agent_id: agent_id(&folder),
                 kernel_uid: args.uid.unwrap_or_else(user::find),
+                own_user: place.own_user,
                 krunner: place.krunner.clone(),
                 agent_socket: None,
                 vfolder_base: folder.join("mounts"),
