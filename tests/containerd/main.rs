@@ -11,6 +11,7 @@ mod daemons;
 mod images;
 #[path = "../daemons/node.rs"]
 mod node;
+mod remote_images;
 #[allow(
     clippy::unwrap_used,
     dead_code,
@@ -18,6 +19,7 @@ mod node;
 )]
 #[path = "../image/server.rs"]
 mod server;
+mod snapshotter;
 #[allow(
     clippy::unwrap_used,
     dead_code,

@@ -1,6 +1,7 @@
 #!/bin/bash
-# containerd.sh FOLDER: becomes a containerd of its own, with everything it keeps below FOLDER; FOLDER/containerd.sock is its
-# socket. After its end, sweep.sh FOLDER removes everything. BACKENDAI_TEST_USR (see lane.sh) has it in another mount namespace.
+# containerd.sh FOLDER [NAME=SOCKET...]: becomes a containerd of its own, with everything it keeps below FOLDER; FOLDER/containerd.sock
+# is its socket, and programs that serve at a SOCKET are its snapshotters NAME. After its end, sweep.sh FOLDER removes everything.
+# BACKENDAI_TEST_USR (see lane.sh) has it in another mount namespace.
 set -euo pipefail
 folder=$1
 mkdir -p "$folder"
@@ -15,4 +16,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 [ttrpc]
   address = "$folder/containerd.sock.ttrpc"
 CONFIG
+for snapshotter in "${@:2}"; do
+  cat >> "$folder/config.toml" << CONFIG
+[proxy_plugins."${snapshotter%%=*}"]
+  type = "snapshot"
+  address = "${snapshotter#*=}"
+CONFIG
+done
 exec ${BACKENDAI_TEST_USR:+nsenter --mount="/proc/$BACKENDAI_TEST_USR/ns/mnt"} containerd --config "$folder/config.toml"

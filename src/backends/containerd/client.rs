@@ -170,6 +170,25 @@ impl Client {
         rlimit::open_files_of(stream.peer_cred().ok()?.pid()?)
     }
 
+    /// The contract's error for a failed call of a snapshotter: those that are programs of their own may be away while
+    /// the daemon is there.
+    pub async fn away(
+        &self,
+        snapshotter: &str,
+        action: impl Into<String>,
+        status: Status,
+    ) -> RuntimeError {
+        if status.code() != Code::Unavailable || self.version().await.is_err() {
+            return failed(action)(status);
+        }
+        let said = status.message();
+        let text = format!("{snapshotter} does not answer containerd; is it running? ({said})");
+        RuntimeError::Unavailable {
+            engine: "containerd's snapshotter",
+            source: text.into(),
+        }
+    }
+
     /// Makes our namespace when it is missing.
     pub async fn ensure_namespace(&self) -> Answer<()> {
         let name = self.namespace.to_str().unwrap_or_default().to_owned();

@@ -73,7 +73,8 @@ impl Inner {
     async fn make(&self, spec: &ContainerSpec, image: &Known, folder: &Folder) -> Result<()> {
         // All run to their end, so that what follows a failure finds nothing under way.
         let (mounts, around) = tokio::join!(
-            self.images().snapshot(&spec.id, &image.described),
+            self.images()
+                .snapshot(&spec.id, &image.described, &spec.image),
             self.make_sandbox(spec)
         );
         let (mounts, (attachment, room)) = (mounts?, around?);

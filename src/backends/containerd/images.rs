@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, UsageRequest};
+use containerd_client::services::v1::snapshots::{
+    PrepareSnapshotRequest, StatSnapshotRequest, UsageRequest,
+};
 use containerd_client::services::v1::{
     CreateImageRequest, DeleteImageRequest, Image, ListContainersRequest, ListImagesRequest,
     UpdateImageRequest,
 };
 use containerd_client::types::{Descriptor, Mount};
 use prost_types::FieldMask;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::client::{Client, absent_is_done, failed};
 use super::create::kept;
@@ -20,7 +22,7 @@ use super::record::Kept;
 use crate::image::ImageError;
 use crate::image::engine::EngineStore;
 use crate::image::pull::{Described, Documents, Layer, chain};
-use crate::runtime::{ContainerId, Result};
+use crate::runtime::{ContainerId, Result, RuntimeError};
 
 /// Where images are.
 #[derive(Debug)]
@@ -51,8 +53,36 @@ impl Images {
         &self.snapshotter
     }
 
-    /// Makes the root file system of a container, unpacking the image if nobody has.
-    pub async fn snapshot(&self, id: &ContainerId, image: &Described) -> Result<Vec<Mount>> {
+    /// Refuses a snapshotter that the daemon does not have; one that is only away may come back.
+    pub async fn check_snapshotter(&self) -> Result<()> {
+        let request = StatSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: "backendai-agent".to_owned(),
+        };
+        match absent_is_done(self.client.ask(request).await) {
+            Err(status) if status.code() == Code::InvalidArgument => {
+                Err(RuntimeError::Invalid(format!(
+                    "containerd has no snapshotter {:?}; name one by --snapshotter that `ctr plugins ls` shows as ok, or \
+                     let its configuration name this one below proxy_plugins",
+                    self.snapshotter
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The contract's error for a failed call of our snapshotter.
+    pub(super) async fn away(&self, action: impl Into<String>, status: Status) -> RuntimeError {
+        self.client.away(&self.snapshotter, action, status).await
+    }
+
+    /// Makes the root file system of a container, unpacking the image if nobody has; the image is called `name` then.
+    pub async fn snapshot(
+        &self,
+        id: &ContainerId,
+        image: &Described,
+        name: &str,
+    ) -> Result<Vec<Mount>> {
         let action = || format!("making the snapshot of container {id}");
         let stack = chain(image.diff_ids());
         for _ in 0..2 {
@@ -65,14 +95,20 @@ impl Images {
             match self.client.ask(request).await {
                 Ok(made) => return Ok(made.mounts),
                 Err(status) if status.code() == Code::NotFound => {
-                    self.unpack_stored(image).await?;
+                    // Snapshotters that fetch by themselves ask for it by its name.
+                    let name = name.to_owned();
+                    let image = Described {
+                        name,
+                        ..image.clone()
+                    };
+                    self.unpack_stored(&image).await?;
                 }
                 // Of a container that was never made to the end: nobody else has this id.
                 Err(status) if status.code() == Code::AlreadyExists => {
                     let removed = self.remove_snapshot(&self.snapshotter, &id.0).await;
                     removed.map_err(failed(action()))?;
                 }
-                Err(status) => return Err(failed(action())(status)),
+                Err(status) => return Err(self.away(action(), status).await),
             }
         }
         let text = "the image's layers are gone again; something else removes them";
@@ -157,7 +193,16 @@ impl EngineStore for Images {
 
     async fn copy(&self, layer: &Layer, file: File) -> Result<(), ImageError> {
         let copied = self.client.copy_blob(&layer.digest, file).await;
-        Ok(copied.map_err(failed(format!("reading {}", layer.what)))?)
+        copied.map_err(|status| match status.code() {
+            Code::NotFound if self.is_remote() => ImageError::NothingToPush {
+                image: layer.what.clone(),
+                why: format!(
+                    "the snapshotter {} had the layer by itself, and it was never fetched; pull the image with another one",
+                    self.snapshotter
+                ),
+            },
+            _ => failed(format!("reading {}", layer.what))(status).into(),
+        })
     }
 
     fn scratch(&self) -> &Path {

@@ -101,7 +101,7 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
 /// Opens its images.
 ///
 /// # Errors
-/// When the daemon does not answer.
+/// When the daemon does not answer, or has no such snapshotter.
 pub async fn open_images(config: EngineConfig) -> Result<Arc<dyn ImageAdmin>> {
     Ok(images_of(&config).await?)
 }
@@ -114,6 +114,7 @@ async fn images_of(config: &EngineConfig) -> Result<Arc<EngineImages<Images>>> {
     let snapshotter = config.snapshotter.as_deref().unwrap_or("overlayfs");
     let state = config.state_dir.join(NAME);
     let store = Images::new(Arc::new(client), snapshotter, &state);
+    store.check_snapshotter().await?;
     Ok(Arc::new(EngineImages::new(store)))
 }
 

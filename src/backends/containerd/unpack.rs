@@ -26,6 +26,11 @@ const LOCAL: [&str; 7] = [
     "erofs",
 ];
 
+/// What labels that snapshotters are told begin with.
+const INHERITED: &str = "containerd.io/snapshot/";
+/// Bytes of a label with its name.
+const LONGEST_LABEL: usize = 4096;
+
 impl Images {
     /// Unpacks an image whose blobs are here, as far as it is not.
     pub async fn unpack_stored(&self, image: &Described) -> Result<(), ImageError> {
@@ -50,7 +55,9 @@ impl Images {
         let _alone = self.unpacking.lock().await;
         let mut below = String::new();
         for (layer, name) in image.layers().iter().zip(chain(image.diff_ids())) {
-            if !self.has_snapshot(lease, &name).await? {
+            if self.has_snapshot(lease, &name).await? {
+                come(source, layer);
+            } else {
                 let key = format!("extract-{} {name}", uuid::Uuid::new_v4().simple());
                 let snapshot = Snapshot {
                     name: &name,
@@ -84,17 +91,24 @@ impl Images {
         source: &Source<'_>,
     ) -> Result<(), ImageError> {
         let what = format!("layer {} of {}", layer.digest, image.name);
+        let labels = self.labels(image, layer, snapshot.name);
         let request = PrepareSnapshotRequest {
             snapshotter: self.snapshotter().to_owned(),
             key: snapshot.key.to_owned(),
             parent: snapshot.below.to_owned(),
-            labels: self.labels(image, layer, snapshot.name),
+            labels: labels.clone(),
         };
         let mounts = match self.client.ask_leased(lease, request).await {
             Ok(prepared) => prepared.mounts,
             // The snapshotter has the layer by itself, or another agent was faster.
-            Err(status) if status.code() == Code::AlreadyExists => return Ok(()),
-            Err(status) => return Err(failed(format!("preparing {what}"))(status).into()),
+            Err(status)
+                if status.code() == Code::AlreadyExists
+                    && self.has_snapshot(lease, snapshot.name).await? =>
+            {
+                come(source, layer);
+                return Ok(());
+            }
+            Err(status) => return Err(self.away(format!("preparing {what}"), status).await.into()),
         };
         add_layer(self, lease, layer, source).await?;
         let found = self.apply(&what, layer, mounts).await?;
@@ -103,14 +117,16 @@ impl Images {
             snapshotter: self.snapshotter().to_owned(),
             name: snapshot.name.to_owned(),
             key: snapshot.key.to_owned(),
-            labels: HashMap::new(),
+            // Those that it was prepared with are not kept by themselves.
+            labels,
         };
         match self.client.ask_leased(lease, request).await {
+            Ok(()) => Ok(()),
             Err(status) if status.code() == Code::AlreadyExists => {
                 self.remove_leftover(snapshot.key).await;
                 Ok(())
             }
-            other => Ok(other.map_err(failed(format!("keeping {what}")))?),
+            Err(status) => Err(self.away(format!("keeping {what}"), status).await.into()),
         }
     }
 
@@ -148,10 +164,13 @@ impl Images {
             self.client.hold(lease, &kind, name).await?;
             absent_is_done(self.client.ask(request).await)
         };
-        let stat = stat.await;
-        Ok(stat
-            .map_err(failed(format!("looking for snapshot {name}")))?
-            .is_some())
+        match stat.await {
+            Ok(found) => Ok(found.is_some()),
+            Err(status) => {
+                let action = format!("looking for snapshot {name}");
+                Err(self.away(action, status).await.into())
+            }
+        }
     }
 
     async fn remove_leftover(&self, key: &str) {
@@ -169,23 +188,38 @@ impl Images {
         absent_is_done(self.client.ask(request).await).map(drop)
     }
 
-    /// What snapshotters that fetch by themselves want to be told: stargz and nydus read these names.
+    /// What snapshotters that fetch by themselves want to be told, in the names that the CRI plugin gave it; and what the
+    /// manifest tells them of the layer: stargz takes none without the digest of its table of contents, nydus knows its
+    /// own by no other sign.
     fn labels(&self, image: &Described, layer: &Layer, name: &str) -> HashMap<String, String> {
         if !self.is_remote() {
             return HashMap::new();
         }
-        // A label holds 4096 bytes with its name.
+        let told = layer.descriptor.annotations().iter().flatten();
+        let told = told.filter(|(name, value)| {
+            name.starts_with(INHERITED) && name.len() + value.len() <= LONGEST_LABEL
+        });
+        let mut labels: HashMap<_, _> = told
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
         let layers = image.layers().into_iter().skip(layer.place).take(50);
         let layers: Vec<String> = layers.map(|layer| layer.digest).collect();
-        let cri = |name: &str| format!("containerd.io/snapshot/cri.{name}");
-        [
+        let cri = |name: &str| format!("{INHERITED}cri.{name}");
+        labels.extend([
             ("containerd.io/snapshot.ref".to_owned(), name.to_owned()),
             (cri("image-ref"), image.name.clone()),
             (cri("manifest-digest"), image.manifest_digest.clone()),
             (cri("layer-digest"), layer.digest.clone()),
             (cri("image-layers"), layers.join(",")),
-        ]
-        .into()
+        ]);
+        labels
+    }
+}
+
+/// Tells of the progress that a layer need not come.
+fn come(source: &Source<'_>, layer: &Layer) {
+    if let Source::Registry(_, progress) = source {
+        progress.inc(layer.size());
     }
 }
 
