@@ -54,7 +54,7 @@ fn main() {
         .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     println!("cargo::rustc-env=KRUNNER_LAYER_TAR={}", path.display());
     println!("cargo::rustc-env=KRUNNER_LAYER_DIGEST={}", digest(&tar));
-    if has_feature("YOUKI") || has_feature("CONTAINERD") {
+    if has_feature("MONITOR") {
         let program = match prebuilt("BACKENDAI_MONITOR") {
             Some(path) => {
                 println!("cargo::rerun-if-changed={}", Path::new(&path).display());

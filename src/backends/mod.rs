@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use crate::image::ImageAdmin;
 use crate::rootless::RootlessError;
-pub use crate::runtime::adoption::Adoption;
 use crate::runtime::{ContainerRuntime, Result, RuntimeError};
 
 /// The container engines.
@@ -47,6 +46,16 @@ pub struct EngineConfig {
     pub snapshotter: Option<String>,
     /// What runs containers below the engine (containerd): `runc`, `crun`, `youki`, `runsc`, a path of such a program, or a whole shim name.
     pub handler: Option<String>,
+}
+
+/// The Python agent whose place this agent takes. Its containers carry no labels: their names and its scratch folders
+/// tell them.
+#[derive(Clone, Debug)]
+pub struct Adoption {
+    /// Its id, which is this agent's too; empty for an operator, who does not know it.
+    pub agent_id: String,
+    /// The folder of all scratch folders.
+    pub scratch_root: PathBuf,
 }
 
 /// An opened engine.

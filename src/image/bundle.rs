@@ -20,14 +20,14 @@ use super::reference::{ImageRef, digest_hex};
 use super::unpack::{Limits, Unpacked, survey, unpack_over};
 use super::{Added, NAME};
 
-#[cfg(feature = "containerd")]
+#[cfg(feature = "blob-store")]
 mod add;
 mod remote;
 mod save;
 
-#[cfg(feature = "containerd")]
+#[cfg(feature = "blob-store")]
 pub(crate) use self::add::import;
-#[cfg(feature = "containerd")]
+#[cfg(feature = "blob-store")]
 pub(crate) use self::remote::Assembly;
 pub(crate) use self::remote::RemoteImage;
 

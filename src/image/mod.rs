@@ -6,7 +6,7 @@ mod bundle;
 mod catalog;
 mod compression;
 pub(crate) mod credentials;
-#[cfg(feature = "containerd")]
+#[cfg(feature = "blob-store")]
 pub(crate) mod engine;
 mod error;
 mod import;

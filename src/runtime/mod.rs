@@ -5,15 +5,13 @@
 //! `create` only after a `list`; `create` undoes itself on failure; ids are the engine's own (some take ours) and
 //! nobody above changes them; a limit that an engine cannot apply is an error, not a warning.
 
-pub mod adoption;
 pub mod cgroup;
 pub mod check;
-pub mod device;
 pub mod fake;
 pub mod folder;
 pub mod kept;
 pub mod log;
-#[cfg(any(feature = "youki", feature = "containerd"))]
+#[cfg(feature = "monitor")]
 pub mod monitor;
 pub mod names;
 pub mod network;

@@ -8,10 +8,10 @@ use bollard::models::{
     HostConfigLogConfig, Mount as DockerMount, MountType, PortBinding as DockerPort,
 };
 
-use super::{ENGINE, LABEL_ATTEMPT};
+use super::{ENGINE, LABEL_ATTEMPT, device};
 use crate::runtime::{
     ContainerSpec, DEFAULT_CAPABILITIES, DeviceNode, Limits, Mount, MountKind, NetworkMode, Result,
-    RuntimeError, Seccomp, device,
+    RuntimeError, Seccomp,
 };
 
 /// Signal by which Docker stops a container (19.03 agent).

@@ -3,8 +3,10 @@
 //! dockerd gives containers ids of its own. The id that the agent asks for is kept as a label, so that a container
 //! whose creation was not answered can still be found and removed by it.
 
+mod adoption;
 mod connect;
 mod create;
+mod device;
 mod exec;
 mod images;
 mod life;
@@ -23,9 +25,8 @@ use tokio::sync::mpsc;
 use self::connect::Client;
 use self::images::DockerImages;
 use self::notes::Notes;
-use super::{Engine, EngineConfig};
+use super::{Adoption, Engine, EngineConfig};
 use crate::image::ImageAdmin;
-use crate::runtime::adoption::Adoption;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,

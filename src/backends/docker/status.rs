@@ -9,12 +9,12 @@ use bollard::models::{
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Docker, LABEL_ATTEMPT, known, not_found};
+use super::{Docker, LABEL_ATTEMPT, adoption, known, not_found};
+use crate::runtime::cgroup;
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Pid, PortBinding,
     Result, RuntimeError,
 };
-use crate::runtime::{adoption, cgroup};
 
 /// Containers that are looked at at a time.
 const PARALLEL: usize = 8;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
-#[cfg(feature = "containerd")]
+#[cfg(feature = "blob-store")]
 use sha2::{Digest as _, Sha256};
 
 use crate::image::archive::same_length;
@@ -31,8 +31,8 @@ pub(crate) struct Described {
     pub(crate) name: String,
     /// What the name stands for: the manifest, or the index of several platforms.
     #[cfg_attr(
-        not(feature = "containerd"),
-        expect(dead_code, reason = "kept by containerd's store alone")
+        not(feature = "blob-store"),
+        expect(dead_code, reason = "kept by stores of engines alone")
     )]
     pub(crate) top: Vec<u8>,
     pub(crate) top_digest: String,
@@ -101,7 +101,7 @@ impl Described {
     }
 
     /// Digest of the config: the image's id.
-    #[cfg(feature = "containerd")]
+    #[cfg(feature = "blob-store")]
     pub(crate) fn id(&self) -> String {
         self.manifest.config().digest().to_string()
     }
@@ -136,8 +136,8 @@ impl Described {
     }
 }
 
-/// Names of stacks of layers, as every user of containerd computes them (OCI image specification, ChainID).
-#[cfg(feature = "containerd")]
+/// Names of stacks of layers, as all that unpack them compute them (OCI image specification, ChainID).
+#[cfg(feature = "blob-store")]
 pub(crate) fn chain(diff_ids: &[String]) -> Vec<String> {
     let mut chain: Vec<String> = Vec::new();
     for diff_id in diff_ids {
@@ -153,7 +153,7 @@ pub(crate) fn chain(diff_ids: &[String]) -> Vec<String> {
     chain
 }
 
-#[cfg(all(test, feature = "containerd"))]
+#[cfg(all(test, feature = "blob-store"))]
 mod tests {
     use super::*;
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::blob::fetch as fetch_blob;
 pub(crate) use self::client::Remote;
-#[cfg(feature = "containerd")]
+#[cfg(feature = "blob-store")]
 pub(crate) use self::described::chain;
 pub(crate) use self::described::{Described, Documents, Layer};
 pub(super) use self::local::blocking;
@@ -73,7 +73,7 @@ pub(crate) enum Source<'a> {
     Stored,
     /// Files, in the order of layers.
     #[cfg_attr(
-        not(feature = "containerd"),
+        not(feature = "blob-store"),
         expect(dead_code, reason = "the node's own store reads archives itself")
     )]
     Files(&'a [PathBuf]),
@@ -181,7 +181,7 @@ pub(crate) async fn add_layers<S: BlobStore>(
 }
 
 /// Brings one layer into a store, if it is missing.
-#[cfg(feature = "containerd")]
+#[cfg(feature = "blob-store")]
 pub(crate) async fn add_layer<S: BlobStore>(
     store: &S,
     hold: &S::Hold,

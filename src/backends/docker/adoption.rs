@@ -6,24 +6,14 @@
 //! program is installed.
 
 use std::fs;
-use std::path::PathBuf;
 
-use super::{ContainerInfo, LABEL_AGENT_ID, LABEL_KERNEL_ID, LABEL_OWNER, OWNER};
-
-/// The Python agent whose place this agent takes. Its containers carry no labels: their names and its scratch folders
-/// tell them.
-#[derive(Clone, Debug)]
-pub struct Adoption {
-    /// Its id, which is this agent's too; empty for an operator, who does not know it.
-    pub agent_id: String,
-    /// The folder of all scratch folders.
-    pub scratch_root: PathBuf,
-}
+use crate::backends::Adoption;
+use crate::runtime::{ContainerInfo, LABEL_AGENT_ID, LABEL_KERNEL_ID, LABEL_OWNER, OWNER};
 
 impl Adoption {
     /// Adds the labels that the container would have if this agent had made it, where it is taken for ours. Those of the
     /// image are there: Docker copies them.
-    pub fn label(&self, info: &mut ContainerInfo) {
+    pub(super) fn label(&self, info: &mut ContainerInfo) {
         let Some(kernel) = self.adopted(info) else {
             return;
         };
@@ -40,8 +30,7 @@ impl Adoption {
 
     /// Name of the container beside one that is taken for ours, which goes with it. `info` is without the labels that
     /// [`Self::label`] adds.
-    #[must_use]
-    pub fn beside(&self, info: &ContainerInfo) -> Option<String> {
+    pub(super) fn beside(&self, info: &ContainerInfo) -> Option<String> {
         Some(format!("kernel-env.{}", self.adopted(info)?))
     }
 
@@ -59,8 +48,7 @@ impl Adoption {
 }
 
 /// The kernel that a container's name tells.
-#[must_use]
-pub fn kernel(name: &str) -> Option<&str> {
+pub(super) fn kernel(name: &str) -> Option<&str> {
     let (image, kernel) = name.strip_prefix("kernel.")?.rsplit_once('.')?;
     let is_id = kernel.len() == 36 && uuid::Uuid::try_parse(kernel).is_ok();
     (is_id && !image.is_empty()).then_some(kernel)

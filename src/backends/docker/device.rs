@@ -1,4 +1,4 @@
-//! Device nodes of the host, for engines that copy them: each must be there as the container is to see it.
+//! Device nodes of the host, which dockerd copies: each must be there as the container is to see it.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
@@ -7,13 +7,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, major, makedev, minor, mknodat};
 use rustix::io::Errno;
 
-use super::{BoxError, DeviceNode};
+use crate::runtime::{BoxError, DeviceNode};
 
 /// The host's node of the same place, number and mode, else one that is made in `folder`.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn on_host(folder: &Path, node: &DeviceNode) -> Result<PathBuf, BoxError> {
+pub(super) fn on_host(folder: &Path, node: &DeviceNode) -> Result<PathBuf, BoxError> {
     if is_there(node) {
         return Ok(node.path.clone());
     }
