@@ -22,6 +22,12 @@ pub fn request(spec: &ContainerSpec) -> Result<()> {
             spec.id
         )))
     };
+    if !is_id(&spec.id) {
+        return Err(RuntimeError::Invalid(format!(
+            "container id {:?} must be 1 to 128 letters, digits, '_', '-' or '.'",
+            spec.id
+        )));
+    }
     if spec.args.is_empty() {
         return wrong("there is no program to run".to_owned());
     }
@@ -76,14 +82,6 @@ pub fn request(spec: &ContainerSpec) -> Result<()> {
 pub fn is_id(id: &ContainerId) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     !id.0.starts_with('.') && (1..=128).contains(&id.0.len()) && id.0.bytes().all(allowed)
-}
-
-/// The refusal of an id that is none.
-#[must_use]
-pub fn invalid_id(id: &ContainerId) -> RuntimeError {
-    RuntimeError::Invalid(format!(
-        "container id {id:?} must be 1 to 128 letters, digits, '_', '-' or '.'"
-    ))
 }
 
 /// The refusal of an id that another container has.
@@ -273,7 +271,13 @@ mod tests {
             ("a?b", false),
             (&"a".repeat(129), false),
         ] {
-            assert_eq!(is_id(&ContainerId(id.to_owned())), allowed, "{id}");
+            let id = ContainerId(id.to_owned());
+            assert_eq!(is_id(&id), allowed, "{id}");
+            let spec = ContainerSpec {
+                id,
+                ..spec("/a", Vec::new())
+            };
+            assert_eq!(request(&spec).is_ok(), allowed, "{}", spec.id);
         }
     }
 }

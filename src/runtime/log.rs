@@ -150,13 +150,8 @@ async fn blocking<T: Send + 'static>(
     folder: &Path,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    let done = done.unwrap_or_else(|error| Err(io::Error::other(error)));
-    done.map_err(|error| RuntimeError::Engine {
-        engine: "log",
-        action: format!("following {}", folder.display()),
-        source: error.into(),
-    })
+    let action = format!("following {}", folder.display());
+    super::blocking("log", action, || Ok(work()?)).await
 }
 
 /// What is in `now` and not in `seen`, which is an earlier look at the same log; a gap where the two have nothing in

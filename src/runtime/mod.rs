@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod check;
+mod error;
 pub mod fake;
 pub mod folder;
 pub mod kept;
@@ -29,6 +30,7 @@ use std::fmt;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+pub use self::error::{BoxError, RuntimeError, blocking, chain};
 pub use self::log::LogPart;
 pub use self::spec::{
     ContainerSpec, DEFAULT_CAPABILITIES, DeviceNode, ExecSpec, LABEL_AGENT_ID, LABEL_KERNEL_ID,
@@ -37,43 +39,6 @@ pub use self::spec::{
 pub use self::status::{
     ContainerInfo, ContainerState, ExecOutput, ExitStatus, ImageInfo, RuntimeInfo,
 };
-
-/// Any cause of a failure below the runtime.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
-
-/// What went wrong in an engine, cut by what the caller can do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// Forget the container: the engine has already done so.
-    #[error("no container {0}")]
-    NotFound(ContainerId),
-    /// Pull or import it, then ask again.
-    #[error("image {0} is not present; pull or import it first")]
-    ImageMissing(String),
-    /// The request itself is wrong: change it. The text names the part.
-    #[error("{0}")]
-    Invalid(String),
-    /// Wait, then ask again: the engine does not answer.
-    #[error("{engine} is unreachable")]
-    Unavailable {
-        /// Name of the engine.
-        engine: &'static str,
-        /// Why.
-        #[source]
-        source: BoxError,
-    },
-    /// Report it: there is nothing else to do.
-    #[error("{engine}: {action} failed: {source}")]
-    Engine {
-        /// Name of the engine.
-        engine: &'static str,
-        /// What was being done, with the object's name.
-        action: String,
-        /// Why.
-        #[source]
-        source: BoxError,
-    },
-}
 
 /// Result of a call to an engine.
 pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;

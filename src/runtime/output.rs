@@ -8,12 +8,19 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
-use super::{ExecSpec, RuntimeError};
+use super::{ContainerId, ExecSpec, RuntimeError};
 
 /// Most of each stream that is kept, bytes.
 pub const KEPT: usize = 16 << 20;
 /// How long the rest of the output may take when its program has ended: what that left running may hold it for ever.
 pub const REST: Duration = Duration::from_millis(100);
+
+/// What an `exec` does, for messages.
+#[must_use]
+pub fn action(container: &ContainerId, spec: &ExecSpec) -> String {
+    let program = spec.args.first().map_or("", String::as_str);
+    format!("running {program:?} in container {container}")
+}
 
 /// The first bytes of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,11 +78,7 @@ pub async fn gather<T>(
 #[must_use]
 pub fn too_long(engine: &'static str, action: String, spec: &ExecSpec) -> RuntimeError {
     let text = format!("it ran longer than {:?} and was killed", spec.time_limit);
-    RuntimeError::Engine {
-        engine,
-        action,
-        source: text.into(),
-    }
+    RuntimeError::engine(engine, action, text)
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@ use super::oci::Placement;
 use super::{BoxError, ContainerId, ContainerSpec, Limits, NetworkMode, Result, RuntimeError};
 use crate::sys::userns;
 
+/// Most open files of a container.
+pub const OPEN_FILES: u64 = 1 << 20;
+
 /// Makes and removes it.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
@@ -48,7 +51,7 @@ impl Sandbox {
         let network = Network::open(run_dir, config.network);
         let failed = |error: NetworkError| {
             let action = "opening the network".to_owned();
-            engine_error(engine, action, error.into())
+            RuntimeError::engine(engine, action, error)
         };
         Ok(Self {
             engine,
@@ -89,7 +92,7 @@ impl Sandbox {
             }
             other => {
                 let action = format!("connecting container {}", spec.id);
-                engine_error(self.engine, action, other.into())
+                RuntimeError::engine(self.engine, action, other)
             }
         })
     }
@@ -139,9 +142,9 @@ impl Sandbox {
             };
             Ok(Room { limits, place })
         };
-        make().map_err(|error| {
+        make().map_err(|error: BoxError| {
             let action = format!("making the cgroups of container {}", spec.id);
-            engine_error(self.engine, action, error)
+            RuntimeError::engine(self.engine, action, error)
         })
     }
 
@@ -158,13 +161,5 @@ impl Sandbox {
         if let Err(error) = self.network.ensure().await {
             tracing::warn!("cannot look after the bridge and its rules: {error}");
         }
-    }
-}
-
-fn engine_error(engine: &'static str, action: String, source: BoxError) -> RuntimeError {
-    RuntimeError::Engine {
-        engine,
-        action,
-        source,
     }
 }

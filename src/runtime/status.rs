@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use super::{ContainerId, LabelMap, Pid, PortBinding};
+use super::{ContainerId, LABEL_OWNER, LabelMap, OWNER, Pid, PortBinding};
 
 /// An engine's name and version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,14 @@ pub struct ContainerInfo {
     pub ports: Vec<PortBinding>,
     /// How it ended, once it has.
     pub exit: Option<ExitStatus>,
+}
+
+impl ContainerInfo {
+    /// Whether it carries our label.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.labels.get(LABEL_OWNER).is_some_and(|it| it == OWNER)
+    }
 }
 
 /// How a container ended; also as JSON, in files that monitors write (`monitor/src/watch.rs`).

@@ -12,5 +12,6 @@ pub mod pidfd;
 pub mod proc;
 pub mod program;
 pub mod rlimit;
+pub mod rootfs;
 pub mod signal;
 pub mod userns;

@@ -40,10 +40,24 @@ impl Proc {
     /// is no such process.
     #[must_use]
     pub fn start_time(&self, pid: Pid) -> Option<u64> {
-        let stat = self.read(&format!("{pid}/stat")).ok()?;
+        self.began(pid).ok().flatten()
+    }
+
+    /// As [`Self::start_time`], for those who must not take a process for dead that cannot be looked at.
+    ///
+    /// # Errors
+    /// When Linux refuses for another reason than that there is no such process.
+    pub fn began(&self, pid: Pid) -> io::Result<Option<u64>> {
+        let stat = match self.read(&format!("{pid}/stat")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            read => read?,
+        };
         // The command in parentheses may hold blanks and parentheses of its own.
-        let (_, rest) = stat.rsplit_once(')')?;
-        rest.split_whitespace().nth(19)?.parse().ok()
+        let fields = stat.rsplit_once(')').map(|(_, rest)| rest);
+        let ticks = fields.and_then(|rest| rest.split_whitespace().nth(19)?.parse().ok());
+        let none = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat"));
+        ticks.ok_or_else(none).map(Some)
     }
 
     /// When a process began, in seconds since 1970. Absent when there is no such process.

@@ -225,11 +225,7 @@ pub(super) fn failed(action: impl Into<String>) -> impl FnOnce(Status) -> Runtim
 }
 
 pub(super) fn engine_error(action: impl Into<String>, source: BoxError) -> RuntimeError {
-    RuntimeError::Engine {
-        engine: NAME,
-        action: action.into(),
-        source,
-    }
+    RuntimeError::engine(NAME, action, source)
 }
 
 /// What is not there is done.

@@ -12,14 +12,14 @@ use tonic::{Code, Status};
 
 use super::client::{engine_error, failed};
 use super::record::{Kept, LABEL_NAME};
-use super::{Inner, LOGS};
+use super::{Inner, LOGS, NAME};
 use crate::image::engine::Known;
 use crate::runtime::folder::Folder;
 use crate::runtime::network::Attachment;
 use crate::runtime::oci::{self, Placement};
 use crate::runtime::record::{Claim, Record};
 use crate::runtime::sandbox::Room;
-use crate::runtime::{ContainerId, ContainerSpec, Result, RuntimeError, check, names};
+use crate::runtime::{ContainerId, ContainerSpec, Result, RuntimeError, blocking, check, names};
 
 /// Type of an OCI runtime spec in containerd's records.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -27,9 +27,6 @@ const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 impl Inner {
     pub(super) async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
         check::request(spec)?;
-        if !check::is_id(&spec.id) {
-            return Err(check::invalid_id(&spec.id));
-        }
         let image = self.images.runnable(&spec.image).await?;
         check::sources(spec)?;
         let _name = self.claim_name(spec).await?;
@@ -104,8 +101,8 @@ impl Inner {
 
     async fn make_sandbox(&self, spec: &ContainerSpec) -> Result<(Option<Attachment>, Room)> {
         let (sandbox, wanted) = (self.sandbox.clone(), spec.clone());
-        let made = tokio::task::spawn_blocking(move || sandbox.make(&wanted)).await;
-        made.unwrap_or_else(|error| Err(engine_error(action(&spec.id), error.into())))
+        let make = move || Ok(sandbox.make(&wanted)?);
+        blocking(NAME, action(&spec.id), make).await
     }
 
     async fn create_record(&self, id: &ContainerId, record: &Kept, spec: Vec<u8>) -> Result<()> {

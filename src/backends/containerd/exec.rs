@@ -16,7 +16,7 @@ use super::client::{absent_is_done, engine_error, failed};
 use super::create::refused;
 use super::{Inner, NAME};
 use crate::runtime::oci;
-use crate::runtime::output::{gather, too_long};
+use crate::runtime::output::{self, gather, too_long};
 use crate::runtime::{ContainerId, ExecOutput, ExecSpec, Result, RuntimeError, check};
 
 /// Type of a process in containerd's requests.
@@ -70,10 +70,7 @@ pub(super) async fn exec(
     container: &ContainerId,
     spec: &ExecSpec,
 ) -> Result<ExecOutput> {
-    let action = format!(
-        "running {:?} in container {container}",
-        spec.args.first().map_or("", String::as_str)
-    );
+    let action = output::action(container, spec);
     let (record, _) = engine.container(container).await?;
     check::exec(&engine.inspect(container).await?, spec)?;
     let id = format!("exec-{}", uuid::Uuid::new_v4().simple());

@@ -11,13 +11,14 @@ use containerd_client::services::v1::{
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use tokio::time::{Instant, sleep};
 
-use super::client::{absent_is_done, engine_error, failed, is_down};
+use super::client::{absent_is_done, failed, is_down};
 use super::record::{Kept, info};
-use super::{Inner, LOGS};
+use super::{Inner, LOGS, NAME};
 use crate::runtime::log;
 use crate::runtime::record::Record;
 use crate::runtime::{
-    ContainerId, ContainerInfo, ExitStatus, LABEL_OWNER, OWNER, Result, RuntimeError, check,
+    ContainerId, ContainerInfo, ExitStatus, LABEL_OWNER, OWNER, Result, RuntimeError, blocking,
+    check,
 };
 
 /// How often a wait asks whether the daemon is still there.
@@ -233,11 +234,9 @@ impl Inner {
 
     pub(super) async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
         let logs = self.log_folder(id).await?;
-        let read = tokio::task::spawn_blocking(move || backendai_monitor::log::tail(&logs, limit));
-        let read = read.await.unwrap_or_else(|error| Err(error.into()));
-        read.map_err(|error| {
-            engine_error(format!("reading the log of container {id}"), error.into())
-        })
+        let action = format!("reading the log of container {id}");
+        let read = move || Ok(backendai_monitor::log::tail(&logs, limit)?);
+        blocking(NAME, action, read).await
     }
 }
 

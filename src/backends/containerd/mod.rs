@@ -44,7 +44,7 @@ use crate::runtime::folder::Folders;
 use crate::runtime::log::follow_files;
 use crate::runtime::network::NetworkConfig;
 use crate::runtime::record::Names;
-use crate::runtime::sandbox::{Sandbox, SandboxConfig};
+use crate::runtime::sandbox::{OPEN_FILES, Sandbox, SandboxConfig};
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
     LogPart, Result, RuntimeInfo,
@@ -60,8 +60,6 @@ const NAMESPACE: &str = "backendai";
 
 /// Folder of a container's log, in its folder.
 const LOGS: &str = "logs";
-/// Most open files of a container.
-const OPEN_FILES: u64 = 1 << 20;
 
 /// Opens the engine.
 ///

@@ -7,11 +7,11 @@ use containerd_client::services::v1::{
 };
 use tonic::Code;
 
-use super::Inner;
 use super::client::{absent_is_done, engine_error, failed, is_down};
 use super::record::Kept;
+use super::{Inner, NAME};
 use crate::runtime::sandbox::Sandbox;
-use crate::runtime::{BoxError, ContainerId, Result, RuntimeError, check};
+use crate::runtime::{self, BoxError, ContainerId, Result, RuntimeError, check};
 
 /// How long the death of a killed process may take before `remove` gives up, to be repeated.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -128,7 +128,5 @@ async fn blocking<T: Send + 'static>(
     id: &ContainerId,
     work: impl FnOnce() -> Result<T, BoxError> + Send + 'static,
 ) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    let done = done.unwrap_or_else(|error| Err(error.into()));
-    done.map_err(|error| removing(id, error))
+    runtime::blocking(NAME, format!("removing container {id}"), work).await
 }

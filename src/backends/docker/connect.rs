@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::ENGINE;
 use crate::backends::EngineConfig;
 use crate::runtime::watch::Watch;
-use crate::runtime::{Result, RuntimeError};
+use crate::runtime::{Result, RuntimeError, chain};
 
 /// Where dockerd listens when nobody says otherwise.
 const SOCKET: &str = "/var/run/docker.sock";
@@ -191,11 +191,7 @@ fn failed(endpoint: &str, action: impl Display, error: Error) -> RuntimeError {
         Error::DockerResponseServerError { .. }
         | Error::DockerStreamError { .. }
         | Error::JsonDataError { .. }
-        | Error::JsonSerdeError { .. } => RuntimeError::Engine {
-            engine: ENGINE,
-            action: action.to_string(),
-            source: Box::new(error),
-        },
+        | Error::JsonSerdeError { .. } => RuntimeError::engine(ENGINE, action.to_string(), error),
         error => RuntimeError::Unavailable {
             engine: ENGINE,
             source: format!("{endpoint}: {action}: {}", chain(&error)).into(),
@@ -208,13 +204,6 @@ fn unavailable(endpoint: &str, why: &str) -> RuntimeError {
         engine: ENGINE,
         source: format!("{endpoint}: {why}; is dockerd running?").into(),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
-    texts.dedup();
-    texts.join(": ")
 }
 
 #[cfg(test)]

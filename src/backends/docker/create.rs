@@ -8,7 +8,7 @@ use bollard::models::{
     HostConfigLogConfig, Mount as DockerMount, MountType, PortBinding as DockerPort,
 };
 
-use super::{ENGINE, LABEL_ATTEMPT, device};
+use super::{LABEL_ATTEMPT, device, failed};
 use crate::runtime::{
     ContainerSpec, DEFAULT_CAPABILITIES, DeviceNode, Limits, Mount, MountKind, NetworkMode, Result,
     RuntimeError, Seccomp,
@@ -180,11 +180,8 @@ fn is_config(source: &Path, mount: &Mount) -> bool {
 
 fn device_mappings(folder: &Path, nodes: &[DeviceNode]) -> Result<Vec<DeviceMapping>> {
     let mapping = |node: &DeviceNode| {
-        let host = device::on_host(folder, node).map_err(|source| RuntimeError::Engine {
-            engine: ENGINE,
-            action: format!("making device node {}", node.path.display()),
-            source,
-        })?;
+        let action = format!("making device node {}", node.path.display());
+        let host = device::on_host(folder, node).map_err(failed(action))?;
         Ok(DeviceMapping {
             path_on_host: Some(utf8(&host)?),
             path_in_container: Some(utf8(&node.path)?),

@@ -6,24 +6,22 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard::auth::DockerCredentials;
-use bollard::models::ImageInspect;
+use bollard::models::{ImageInspect, ImageSummary};
 use bollard::query_parameters::{
     CreateImageOptionsBuilder, ImportImageOptions, ListContainersOptionsBuilder, ListImagesOptions,
     RemoveImageOptionsBuilder, TagImageOptionsBuilder,
 };
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::io::AsyncWriteExt as _;
 
 use super::connect::{Client, message, status};
+use super::there;
 use crate::image::credentials::{self, Credentials};
 use crate::image::layout::Temporary;
 use crate::image::{
     Bundle, ImageAdmin, ImageError, ImageRef, ImportOptions, Platform, PullOptions,
 };
 use crate::runtime::{ImageInfo, ImageStore, RegistryAuth, Result, RuntimeError};
-
-/// Images that are looked at at a time.
-const PARALLEL: usize = 8;
 
 /// How ids of images begin.
 const ID: &str = "sha256:";
@@ -97,19 +95,8 @@ impl ImageStore for DockerImages {
     async fn list(&self) -> Result<Vec<ImageInfo>> {
         let call = self.client.api.list_images(None::<ListImagesOptions>);
         let all = self.client.ask("listing images", call).await?;
-        let looked: Vec<Option<ImageInfo>> = stream::iter(all)
-            .map(|summary| async move {
-                match self.raw(&summary.id).await {
-                    Ok(raw) => Ok(Some(info(raw))),
-                    // It was removed meanwhile.
-                    Err(RuntimeError::ImageMissing(_)) => Ok(None),
-                    Err(error) => Err(error),
-                }
-            })
-            .buffered(PARALLEL)
-            .try_collect()
-            .await?;
-        let mut all: Vec<ImageInfo> = looked.into_iter().flatten().collect();
+        let look = |image: ImageSummary| async move { self.raw(&image.id).await.map(info) };
+        let mut all = there(all, look).await?;
         all.sort_by(|one, other| one.names.cmp(&other.names));
         Ok(all)
     }

@@ -15,10 +15,10 @@ use tokio::time::{sleep, timeout};
 
 use super::connect::{self, message};
 use super::notes::{Made, Stage};
-use super::{Docker, ENGINE, LABEL_ATTEMPT, create, invalid, known, not_found, status};
+use super::{Docker, LABEL_ATTEMPT, create, failed, invalid, known, not_found, status};
 use crate::runtime::{
-    BoxError, ContainerId, ContainerInfo, ContainerSpec, ContainerState, ExitStatus, Limits,
-    Result, RuntimeError, check,
+    ContainerId, ContainerInfo, ContainerSpec, ContainerState, ExitStatus, Limits, Result,
+    RuntimeError, check,
 };
 
 /// How often a container that is not started yet is looked at while its end is waited for.
@@ -34,9 +34,6 @@ const CGROUPS: &str = "/backendai";
 
 impl Docker {
     pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId> {
-        if !check::is_id(&spec.id) {
-            return Err(check::invalid_id(&spec.id));
-        }
         check::request(spec)?;
         check::sources(spec)?;
         match self.make(spec).await {
@@ -78,18 +75,13 @@ impl Docker {
     /// Makes the cgroup with the limits where the agent does that, and takes out of `limits` what cannot be limited.
     fn limit(&self, id: &ContainerId, limits: &mut Limits) -> Result<Option<PathBuf>> {
         let path = Path::new(CGROUPS).join(&id.0);
-        let failed = |source: BoxError| RuntimeError::Engine {
-            engine: ENGINE,
-            action: format!("limiting container {id}"),
-            source,
-        };
+        let action = || format!("limiting container {id}");
         if self.own_cgroups {
-            self.cgroups
-                .create(&path)
-                .map_err(|error| failed(error.into()))?;
+            self.cgroups.create(&path).map_err(failed(action()))?;
         }
         if self.own_cgroups || !self.cgroups.is_unified() {
-            self.cgroups.limit(&path, limits).map_err(failed)?;
+            let limited = self.cgroups.limit(&path, limits);
+            limited.map_err(failed(action()))?;
         }
         Ok(self.own_cgroups.then_some(path))
     }
@@ -289,13 +281,8 @@ impl Docker {
         if !self.own_cgroups || !path.starts_with(CGROUPS) {
             return Ok(());
         }
-        self.cgroups
-            .remove(&path)
-            .map_err(|error| RuntimeError::Engine {
-                engine: ENGINE,
-                action: format!("removing container {id}"),
-                source: Box::new(error),
-            })
+        let removed = self.cgroups.remove(&path);
+        removed.map_err(failed(format!("removing container {id}")))
     }
 }
 

@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard::models::SystemInfo;
+use futures_util::future::ready;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use self::connect::Client;
@@ -29,14 +31,17 @@ use super::{Adoption, Engine, EngineConfig};
 use crate::image::ImageAdmin;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
-    ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
-    LogPart, Result, RuntimeError, RuntimeInfo,
+    BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
+    ExitStatus, LogPart, Result, RuntimeError, RuntimeInfo,
 };
 
 /// The engine's name.
 const ENGINE: &str = "docker";
 /// Label that carries the id that the agent asked for. It is not shown above.
 const LABEL_ATTEMPT: &str = "ai.backend.container-id";
+
+/// Containers or images that are looked at at a time.
+const PARALLEL: usize = 8;
 
 /// Opens the engine.
 ///
@@ -82,11 +87,8 @@ struct Docker {
 
 impl Docker {
     fn open(client: Client, config: EngineConfig, info: SystemInfo) -> Result<Self> {
-        let cgroups = Hierarchies::read().map_err(|error| RuntimeError::Engine {
-            engine: ENGINE,
-            action: "reading the mounted cgroups".to_owned(),
-            source: Box::new(error),
-        })?;
+        let cgroups = Hierarchies::read();
+        let cgroups = cgroups.map_err(failed("reading the mounted cgroups"))?;
         let driver = info.cgroup_driver.map(|driver| driver.to_string());
         Ok(Self {
             // Under systemd the cgroups belong to systemd, which would write its own values over ours.
@@ -125,6 +127,27 @@ fn not_found(id: &ContainerId) -> impl FnOnce(RuntimeError) -> RuntimeError {
         Some(404) => RuntimeError::NotFound(id.clone()),
         _ => error,
     }
+}
+
+/// Looks at so many things at a time; those that were removed meanwhile are left out.
+async fn there<I, T, F: Future<Output = Result<T>>>(
+    all: impl IntoIterator<Item = I>,
+    look: impl FnMut(I) -> F,
+) -> Result<Vec<T>> {
+    let gone = |error: &RuntimeError| {
+        matches!(
+            error,
+            RuntimeError::NotFound(_) | RuntimeError::ImageMissing(_)
+        )
+    };
+    let looked = stream::iter(all).map(look).buffered(PARALLEL);
+    let kept = looked.filter(|it| ready(!it.as_ref().is_err_and(gone)));
+    kept.try_collect().await
+}
+
+/// The error of work on this machine.
+fn failed<E: Into<BoxError>>(action: impl Into<String>) -> impl FnOnce(E) -> RuntimeError {
+    |error| RuntimeError::engine(ENGINE, action, error)
 }
 
 fn invalid(id: &ContainerId, text: &str) -> RuntimeError {

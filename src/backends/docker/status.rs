@@ -7,17 +7,13 @@ use bollard::models::{
     ContainerInspectResponse, ContainerStateStatusEnum, NetworkSettings, PortMap,
 };
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Docker, LABEL_ATTEMPT, adoption, known, not_found};
+use super::{Docker, LABEL_ATTEMPT, adoption, known, not_found, there};
 use crate::runtime::cgroup;
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Pid, PortBinding,
-    Result, RuntimeError,
+    Result,
 };
-
-/// Containers that are looked at at a time.
-const PARALLEL: usize = 8;
 
 impl Docker {
     /// dockerd's own record.
@@ -76,24 +72,9 @@ impl Docker {
                     .any(|name| adoption::kernel(name.trim_start_matches('/')).is_some());
             (labelled || named).then_some(ContainerId(summary.id?))
         });
-        let looked: Vec<Option<ContainerInfo>> = stream::iter(ours)
-            .map(|id| async move {
-                match self.look_at(&id).await {
-                    Ok(info) => Ok(Some(info)),
-                    // It was removed meanwhile.
-                    Err(RuntimeError::NotFound(_)) => Ok(None),
-                    Err(error) => Err(error),
-                }
-            })
-            .buffered(PARALLEL)
-            .try_collect()
-            .await?;
-        let is_ours = |info: &ContainerInfo| {
-            info.labels
-                .get(LABEL_OWNER)
-                .is_some_and(|owner| owner == OWNER)
-        };
-        Ok(looked.into_iter().flatten().filter(is_ours).collect())
+        let mut found = there(ours, |id| async move { self.look_at(&id).await }).await?;
+        found.retain(ContainerInfo::is_ours);
+        Ok(found)
     }
 }
 

@@ -34,9 +34,6 @@ impl Youki {
 impl Inner {
     fn create(&self, spec: &ContainerSpec, rootfs: Rootfs) -> Result<(), BoxError> {
         check::sources(spec)?;
-        if !check::is_id(&spec.id) {
-            return Err(check::invalid_id(&spec.id).into());
-        }
         // No `sweep`, and no other container of this name, until the record is written.
         let claiming = self.lock_containers()?;
         self.check_name(spec)?;

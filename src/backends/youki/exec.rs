@@ -18,6 +18,7 @@ use libcontainer::oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec};
 use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::create_syscall;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use rustix::process::{Gid, PidfdFlags, Uid, pidfd_open};
 use rustix::thread::{
     ThreadNameSpaceType, move_into_thread_name_spaces, set_no_new_privs, set_thread_groups,
@@ -26,13 +27,14 @@ use rustix::thread::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::life::process;
-use super::monitor::{chain, go_to};
+use super::monitor::go_to;
 use super::record::Init;
-use super::{Inner, NAME, Youki, engine_error};
+use super::{Inner, NAME, Youki};
 use crate::runtime::cgroup::Hierarchies;
-use crate::runtime::output::{gather, too_long};
-use crate::runtime::{BoxError, ContainerId, ExecOutput, ExecSpec, Result, RuntimeError, check};
+use crate::runtime::output::{self, gather, too_long};
+use crate::runtime::{
+    BoxError, ContainerId, ExecOutput, ExecSpec, Result, RuntimeError, chain, check,
+};
 
 /// What the helper is asked to run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,10 +63,7 @@ type BoxResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 impl Youki {
     pub(super) async fn exec_in(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
-        let action = format!(
-            "running {:?} in container {id}",
-            spec.args.first().map_or("", String::as_str)
-        );
+        let action = output::action(id, spec);
         let (asked, wanted) = (id.clone(), spec.clone());
         let request = self
             .blocking(action.clone(), move |inner| {
@@ -80,8 +79,8 @@ impl Youki {
             Ok(Ok((Outcome::Invalid(text), ..))) => {
                 Err(RuntimeError::Invalid(format!("{action}: {text}")))
             }
-            Ok(Ok((Outcome::Failed(text), ..))) => Err(engine_error(action, text.into())),
-            Ok(Err(error)) => Err(engine_error(action, error.into())),
+            Ok(Ok((Outcome::Failed(text), ..))) => Err(RuntimeError::engine(NAME, action, text)),
+            Ok(Err(error)) => Err(RuntimeError::engine(NAME, action, error)),
             Err(_) => Err(too_long(NAME, action, spec)),
         }
     }
@@ -198,7 +197,7 @@ fn read_request(mut socket: &UnixStream) -> BoxResult<Request> {
 
 /// Joins the container's cgroups and namespaces; the pid namespace holds for children only.
 fn enter(request: &Request) -> BoxResult<()> {
-    let init = process(request.init)?.ok_or("the container has ended")?;
+    let init = request.init.process()?.ok_or("the container has ended")?;
     Hierarchies::read()?.join(&request.cgroup)?;
     let kinds = ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::MOUNT
@@ -252,10 +251,7 @@ fn wait_or_kill(mut child: Child, socket: &UnixStream) -> BoxResult<i32> {
             PollFd::new(&ended, PollFlags::IN),
             PollFd::new(socket, PollFlags::IN),
         ];
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        retry_on_intr(|| poll(&mut fds, None))?;
         if !fds[0].revents().is_empty() {
             break;
         }

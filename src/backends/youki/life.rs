@@ -5,11 +5,11 @@ use std::io::{self, ErrorKind};
 
 use backendai_monitor::log;
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::Signal;
 
-use super::monitor::{Answer, ask_start, began};
+use super::monitor::{Answer, ask_start};
 use super::record::{Init, Kept, started};
-use super::{Inner, Youki};
+use super::{Inner, Youki, failed};
 use crate::runtime::folder::Folder;
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerState, ExitStatus, LABEL_OWNER, OWNER, Result,
@@ -36,7 +36,7 @@ impl Youki {
                 End::After(monitor) => monitor,
             };
             let ended = monitor.ended().await;
-            ended.map_err(|error| super::engine_error(action, error.into()))?;
+            ended.map_err(failed(action))?;
         }
     }
 }
@@ -64,8 +64,8 @@ impl Inner {
             return Ok(End::Known(exit));
         }
         // The monitor was killed: Linux kills the first process with it, unless that has changed its user.
-        if let Some(process) = process(init)? {
-            pidfd_send_signal(&process, Signal::KILL).or_else(gone)?;
+        if let Some(process) = init.process()? {
+            process.signal(Signal::KILL)?;
             return Ok(End::After(process));
         }
         let exit = kept.record.ended(None);
@@ -95,8 +95,8 @@ impl Inner {
     pub(super) fn kill(&self, id: &ContainerId, signal: i32) -> Result<(), BoxError> {
         let (_, _, init) = self.known(id)?;
         let signal = check::signal(signal)?;
-        if let Some(process) = process(init)? {
-            pidfd_send_signal(process, signal).or_else(gone)?;
+        if let Some(process) = init.process()? {
+            process.signal(signal)?;
         }
         Ok(())
     }
@@ -130,7 +130,7 @@ impl Inner {
 }
 
 fn info(folder: &Folder, kept: Kept, init: Init) -> io::Result<ContainerInfo> {
-    let alive = process(init)?.is_some() && folder.exit()?.is_none();
+    let alive = init.process()?.is_some() && folder.exit()?.is_none();
     let exit = if alive { None } else { folder.exit()? };
     let state = match (alive, started(folder)) {
         (true, true) => ContainerState::Running,
@@ -164,26 +164,4 @@ pub(super) fn monitor_of(folder: &Folder) -> io::Result<Option<PidFd>> {
     };
     // Held before and after: then this process is the monitor and no later one with its pid.
     Ok((!free()?).then_some(process))
-}
-
-/// The first process of a container, if it lives.
-pub(super) fn process(init: Init) -> io::Result<Option<PidFd>> {
-    let Some(process) = PidFd::open(init.pid)? else {
-        return Ok(None);
-    };
-    match began(init.pid) {
-        Ok(ticks) if ticks == init.began => Ok(Some(process)),
-        Ok(_) => Ok(None),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// A process that is gone already is no error.
-pub(super) fn gone(error: rustix::io::Errno) -> io::Result<()> {
-    if error == rustix::io::Errno::SRCH {
-        Ok(())
-    } else {
-        Err(error.into())
-    }
 }

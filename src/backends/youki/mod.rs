@@ -11,10 +11,10 @@ mod life;
 mod monitor;
 mod record;
 mod remove;
-mod rootfs;
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,23 +25,20 @@ use tokio::sync::mpsc;
 
 use super::EngineConfig;
 use crate::rootless;
-use crate::runtime::check;
 use crate::runtime::folder::{Folder, Folders};
 use crate::runtime::log::follow_files;
 use crate::runtime::monitor as monitor_program;
 use crate::runtime::network::{NetworkConfig, Outer};
-use crate::runtime::sandbox::{Sandbox, SandboxConfig};
+use crate::runtime::sandbox::{OPEN_FILES, Sandbox, SandboxConfig};
 use crate::runtime::{
-    BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
-    ExitStatus, LogPart, Result, RuntimeError, RuntimeInfo,
+    self, BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput,
+    ExecSpec, ExitStatus, LogPart, Result, RuntimeError, RuntimeInfo, check,
 };
 use crate::sys::program::ReadOnlyProgram;
 use crate::sys::rlimit;
 
 /// Name of the engine.
 const NAME: &str = "youki";
-/// Most open files of a container.
-const OPEN_FILES: u64 = 1 << 20;
 
 /// Where the engine takes root file systems from.
 #[async_trait]
@@ -78,7 +75,7 @@ pub fn helper_main() -> Option<ExitCode> {
 ///
 /// # Errors
 /// When Linux makes no such file.
-pub fn small_program() -> std::io::Result<File> {
+pub fn small_program() -> io::Result<File> {
     monitor_program::in_memory()
 }
 
@@ -107,15 +104,10 @@ impl Youki {
     /// When a folder cannot be made, or libcontainer's needs are not met.
     pub async fn open(config: EngineConfig, images: Arc<dyn RootfsSource>) -> Result<Self> {
         let program = config.monitor_exe.clone().unwrap_or_else(own_program);
-        let program = ReadOnlyProgram::open(&program).map_err(|error| {
-            engine_error(
-                format!("opening the program {}", program.display()),
-                error.into(),
-            )
-        })?;
-        let watcher = monitor_program::in_memory().map_err(|error| {
-            engine_error("making the monitor's program".to_owned(), error.into())
-        })?;
+        let program = ReadOnlyProgram::open(&program)
+            .map_err(failed(format!("opening the program {}", program.display())))?;
+        let watcher =
+            monitor_program::in_memory().map_err(failed("making the monitor's program"))?;
         let outer = rootless::current().map(|it| {
             let program = format!("/proc/self/fd/{}", watcher.as_raw_fd());
             Outer::new(it.folder().to_owned(), program.into())
@@ -130,9 +122,7 @@ impl Youki {
         };
         let sandbox = Sandbox::open(NAME, &config.run_dir, around)?;
         let folders = Folders::open(config.run_dir.join("containers"), record::INIT);
-        let folders = folders.map_err(|error| {
-            engine_error("opening the folder of containers".to_owned(), error.into())
-        })?;
+        let folders = folders.map_err(failed("opening the folder of containers"))?;
         let this = Self(Arc::new(Inner {
             config,
             images,
@@ -153,15 +143,7 @@ impl Youki {
         work: impl FnOnce(&Inner) -> Result<T, BoxError> + Send + 'static,
     ) -> Result<T> {
         let inner = Arc::clone(&self.0);
-        let done = tokio::task::spawn_blocking(move || work(&inner)).await;
-        match done.unwrap_or_else(|error| Err(error.into())) {
-            Ok(value) => Ok(value),
-            // An error that is cut already stays what it is.
-            Err(error) => match error.downcast::<RuntimeError>() {
-                Ok(error) => Err(*error),
-                Err(error) => Err(engine_error(action.into(), error)),
-            },
-        }
+        runtime::blocking(NAME, action, move || work(&inner)).await
     }
 }
 
@@ -196,12 +178,8 @@ fn own_program() -> PathBuf {
     entered.unwrap_or_else(|| "/proc/self/exe".into())
 }
 
-fn engine_error(action: String, source: BoxError) -> RuntimeError {
-    RuntimeError::Engine {
-        engine: NAME,
-        action,
-        source,
-    }
+fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
+    |error| RuntimeError::engine(NAME, action, error)
 }
 
 #[async_trait]

@@ -27,6 +27,7 @@ use libcontainer::workload::default::{DefaultExecutor, get_executor};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, OFlags, fcntl_setfl, flock};
+use rustix::io::retry_on_intr;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     Pid, PidfdFlags, Signal, pidfd_open, set_child_subreaper, set_parent_process_death_signal,
@@ -35,10 +36,11 @@ use rustix::process::{
 use serde::{Deserialize, Serialize};
 
 use super::record::{INIT, Init, Kept, started};
-use super::rootfs;
 use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::chain;
 use crate::runtime::folder::Folder;
-use crate::sys::netns;
+use crate::sys::proc::Proc;
+use crate::sys::{netns, rootfs};
 
 /// What the monitor answers to `create` and `start`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -177,10 +179,8 @@ impl Monitor {
     /// Says that the container is made; if nobody is there to hear it, it is unmade.
     fn announce(&self) -> io::Result<()> {
         let pid = self.init.as_raw_nonzero().get();
-        let init = Init {
-            pid,
-            began: began(pid)?,
-        };
+        let began = Proc::default().began(pid)?.ok_or(io::ErrorKind::NotFound)?;
+        let init = Init { pid, began };
         self.folder.write(INIT, &init)?;
         reply(
             &mut io::stdin().as_fd().try_clone_to_owned().map(File::from),
@@ -199,10 +199,7 @@ impl Monitor {
                 PollFd::new(&ended, PollFlags::IN),
                 PollFd::new(&self.control, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            retry_on_intr(|| poll(&mut fds, None))?;
             let [over, asked] = fds.map(|fd| !fd.revents().is_empty());
             if asked {
                 self.answer();
@@ -307,38 +304,6 @@ fn keep_namespaces(folder: &Folder) -> io::Result<()> {
         Some(run_dir) => crate::rootless::keep(run_dir),
         None => Ok(()),
     }
-}
-
-/// The time at which a process began, in ticks after boot: with the pid it names a process for good.
-pub(super) fn began(pid: i32) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the program's name in parentheses and may contain anything.
-    let fields = stat
-        .rsplit_once(") ")
-        .map(|(_, rest)| rest.split(' ').nth(19));
-    fields
-        .flatten()
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("/proc/{pid}/stat: no start time"),
-            )
-        })
-}
-
-/// An error with all its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Runs the container's program, after binding its life to the monitor's.

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::runtime::folder::Folder;
 use crate::runtime::record::Record;
 use crate::runtime::{ContainerId, Pid};
+use crate::sys::pidfd::PidFd;
 
 /// The file that the last step of `create` makes.
 pub(super) const INIT: &str = "init.json";
@@ -69,6 +70,11 @@ impl Init {
     /// That of the container with this folder.
     pub fn of(folder: &Folder) -> io::Result<Option<Self>> {
         folder.read(INIT)
+    }
+
+    /// The process, if it lives.
+    pub fn process(self) -> io::Result<Option<PidFd>> {
+        PidFd::of(self.pid, self.began)
     }
 }
 

@@ -5,17 +5,15 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::Signal;
 
 use super::Inner;
-use super::life::{gone, monitor_of, process};
+use super::life::monitor_of;
 use super::record::{Init, Kept};
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::folder::Folder;
 use crate::runtime::{BoxError, ContainerId};
-use crate::sys::pidfd::PidFd;
 
 /// How long the death of a killed process may take before `remove` gives up, to be repeated.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -73,9 +71,9 @@ impl Inner {
             }
             tracing::warn!("ending container {id}: its namespaces were ended");
             if !Hierarchies::read()?.kill(&kept.record.cgroup)? {
-                pidfd_send_signal(&monitor, Signal::KILL).or_else(gone)?;
+                monitor.signal(Signal::KILL)?;
             }
-            await_end(&monitor)?;
+            monitor.await_end(PATIENCE)?;
         }
         Ok(())
     }
@@ -101,38 +99,20 @@ impl Inner {
     /// Kills the first process, and with it all others; then the monitor ends by itself, or is made to.
     fn end_processes(folder: &Folder) -> io::Result<()> {
         if let Some(init) = Init::of(folder)?
-            && let Some(process) = process(init)?
+            && let Some(process) = init.process()?
         {
-            pidfd_send_signal(&process, Signal::KILL).or_else(gone)?;
-            await_end(&process)?;
+            process.signal(Signal::KILL)?;
+            process.await_end(PATIENCE)?;
         } else if let Some(monitor) = monitor_of(folder)? {
             // It has no first process that we know of: what it is making goes with it.
             if folder.exit()?.is_none() {
-                pidfd_send_signal(&monitor, Signal::KILL).or_else(gone)?;
+                monitor.signal(Signal::KILL)?;
             }
         }
         if let Some(monitor) = monitor_of(folder)? {
-            await_end(&monitor)?;
+            monitor.await_end(PATIENCE)?;
         }
         Ok(())
-    }
-}
-
-fn await_end(process: &PidFd) -> io::Result<()> {
-    let limit = Timespec {
-        tv_sec: PATIENCE.as_secs().cast_signed(),
-        tv_nsec: 0,
-    };
-    // Each child of this program that ends interrupts this.
-    let ended = rustix::io::retry_on_intr(|| {
-        poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit))
-    });
-    match ended? {
-        0 => Err(io::Error::new(
-            ErrorKind::TimedOut,
-            "a killed process does not end; try again",
-        )),
-        _ => Ok(()),
     }
 }
 

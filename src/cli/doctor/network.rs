@@ -12,8 +12,8 @@ use rustix::fs::{Access, access};
 use super::{Finding, Needs};
 use crate::resource::port;
 use crate::rootless;
-use crate::runtime::names;
 use crate::runtime::network::{self, NetworkError};
+use crate::runtime::{chain, names};
 
 /// The program of the packet filter.
 const NFT: &str = "nft";
@@ -115,13 +115,6 @@ fn links(tried: Result<(), NetworkError>) -> Finding {
             chain(&error),
             "run as root; load the modules (modprobe -a bridge veth)",
         ),
-    }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
 

@@ -5,7 +5,7 @@ use rmpv::Value;
 
 use super::python;
 use crate::agent::AgentError;
-use crate::runtime::RuntimeError;
+use crate::runtime::{RuntimeError, chain};
 
 /// One argument of an exception.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,20 +162,6 @@ impl WireError {
             self.repr().into(),
         ])
     }
-}
-
-/// The error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

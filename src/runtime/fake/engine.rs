@@ -14,8 +14,7 @@ use super::{Call, Container, FIRST_PID, FakeRuntime, Program, State, Verb};
 use crate::runtime::oci::{self, Placement};
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ContainerState, ExecOutput,
-    ExecSpec, ExitStatus, LABEL_OWNER, Limits, LogPart, OWNER, Result, RuntimeError, RuntimeInfo,
-    check, log, output,
+    ExecSpec, ExitStatus, Limits, LogPart, Result, RuntimeError, RuntimeInfo, check, log, output,
 };
 
 /// Number of processors of the fake's machine.
@@ -44,9 +43,6 @@ impl ContainerRuntime for FakeRuntime {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
         self.injected(Verb::Create).await?;
-        if !check::is_id(&spec.id) {
-            return Err(check::invalid_id(&spec.id));
-        }
         check::request(spec)?;
         check::sources(spec)?;
         let mut state = self.state();
@@ -133,9 +129,7 @@ impl ContainerRuntime for FakeRuntime {
         self.injected(Verb::List).await?;
         let state = self.state();
         let infos = state.containers.values().map(Container::info);
-        let ours =
-            |info: &ContainerInfo| info.labels.get(LABEL_OWNER).is_some_and(|it| it == OWNER);
-        Ok(infos.filter(ours).collect())
+        Ok(infos.filter(ContainerInfo::is_ours).collect())
     }
 
     async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
@@ -309,7 +303,7 @@ mod tests {
 
     use super::*;
     use crate::runtime::fake::no_runner;
-    use crate::runtime::{ImageInfo, NetworkMode, Seccomp};
+    use crate::runtime::{ImageInfo, LABEL_OWNER, NetworkMode, OWNER, Seccomp};
 
     /// A container that runs a script, on an engine of its own.
     async fn running() -> (FakeRuntime, ContainerId) {

@@ -1,4 +1,4 @@
-//! The root file system of a container: an overlay in the monitor's own mount namespace, so that Linux unmounts it
+//! The root file system of a container: an overlay in a mount namespace of its parent's own, so that Linux unmounts it
 //! when the last process is gone, whatever becomes of the agent.
 
 use std::fs::File;
@@ -13,18 +13,26 @@ use rustix::mount::{
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
     move_mount,
 };
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::sys::userns;
+use super::userns;
 
 /// Leaves the host's mount namespace; what the host mounts later still appears, what we mount does not show there.
-pub(super) fn own_mounts() -> io::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+///
+/// # Errors
+/// When Linux refuses.
+pub fn own_mounts() -> io::Result<()> {
+    // SAFETY: only CLONE_FILES makes unshare unsafe, by taking descriptors away from other code of this process.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
     let down = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     Ok(mount_change("/", down)?)
 }
 
 /// Mounts an overlay of `lowers` (topmost first) with `state`'s folders `upper` and `work` on `target`.
-pub(super) fn mount_overlay(lowers: &[PathBuf], state: &Path, target: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// When Linux refuses.
+pub fn mount_overlay(lowers: &[PathBuf], state: &Path, target: &Path) -> io::Result<()> {
     match by_fsopen(lowers, state, target) {
         // Linux before 6.5 does not know `lowerdir+`.
         Err(Errno::INVAL | Errno::NOSYS) => Ok(by_mount(lowers, state, target)?),
@@ -85,7 +93,10 @@ fn by_mount(lowers: &[PathBuf], state: &Path, target: &Path) -> Result<(), Errno
 }
 
 /// Opens the folder `inside` of a root, making what is missing; no link leads out of the root.
-pub(super) fn make_folder(root: &Path, inside: &Path) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// When Linux refuses.
+pub fn make_folder(root: &Path, inside: &Path) -> io::Result<OwnedFd> {
     let root = open_root(root)?;
     let mut done = PathBuf::from(".");
     for part in inside.components() {
@@ -102,7 +113,10 @@ pub(super) fn make_folder(root: &Path, inside: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Puts a file with this text into a root, instead of whatever had its name.
-pub(super) fn put_file(root: &Path, inside: &Path, text: &str) -> io::Result<()> {
+///
+/// # Errors
+/// When Linux refuses.
+pub fn put_file(root: &Path, inside: &Path, text: &str) -> io::Result<()> {
     let name = inside.file_name().ok_or(Errno::INVAL)?;
     let folder = make_folder(root, inside.parent().unwrap_or(Path::new("/")))?;
     match unlinkat(&folder, name, AtFlags::empty()) {
