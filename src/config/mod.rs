@@ -1,15 +1,17 @@
 //! Options, environment and file become one frozen [`Config`], a struct of the components' own configs. Everything
 //! that is wrong is complained about at once. Precedence: option, environment, file, default.
 
+mod engine;
+mod kernel;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+pub use self::kernel::{KernelOptions, KrunnerSource, Sandbox};
 use crate::cli::serve::ServeArgs;
-use crate::cli::{CommonArgs, CommonOptions, RuntimeKind};
+use crate::cli::{CommonArgs, CommonOptions};
 use crate::etcd::{EtcdConfig, join_host_port, split_host_port};
-use crate::kernel::plan::NoNewPrivileges;
 
 /// Where the configuration file is looked for when none is named.
 const FILE: &str = "/etc/backendai-agent/agent.toml";
@@ -48,49 +50,6 @@ pub struct FrontConfig {
     pub region: Option<String>,
     /// Socket that programs inside kernels ask.
     pub helper_socket: PathBuf,
-}
-
-/// What kernels are made with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KernelOptions {
-    /// Host reported as the kernel's, and used to reach its runner; `None` is the agent's host.
-    pub host: Option<String>,
-    /// Host ports for kernels.
-    pub ports: RangeInclusive<u16>,
-    /// Folder of the kernels' folders.
-    pub scratch_root: PathBuf,
-    /// Scratch folders on tmpfs.
-    pub scratch_in_memory: bool,
-    /// What confines the kernel's program.
-    pub sandbox: Sandbox,
-    /// Further arguments of the jail.
-    pub jail_args: Vec<String>,
-    /// `LOCAL_USER_ID` of images with the feature `uid-match`.
-    pub uid: u32,
-    /// Dead containers are kept.
-    pub keep_dead: bool,
-    /// What they get at `/opt/backend.ai`.
-    pub krunner: KrunnerSource,
-    /// Whose programs may not gain privileges by exec.
-    pub no_new_privileges: NoNewPrivileges,
-}
-
-/// What kernels get at `/opt/backend.ai`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KrunnerSource {
-    /// A path, or an image of a registry; `None` is the built-in layer.
-    pub env: Option<String>,
-    /// The operator's install of 19.03's agent, for environments that hold no runner.
-    pub package: Option<PathBuf>,
-}
-
-/// What confines the kernel's program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sandbox {
-    /// The container alone.
-    Docker,
-    /// The container and Backend.AI's jail.
-    Jail,
 }
 
 /// What SIGTERM does with kernels.
@@ -289,27 +248,6 @@ impl Settings {
         })
     }
 
-    /// What holds for every subcommand.
-    pub fn common(&mut self) -> CommonArgs {
-        let (state, run) = standard_folders();
-        let runtime = self.parse(
-            "runtime",
-            RuntimeKind::default(),
-            "docker, containerd or youki",
-            |text| <RuntimeKind as clap::ValueEnum>::from_str(text, false).ok(),
-        );
-        let docker = docker_of(runtime, environment);
-        CommonArgs {
-            runtime,
-            runtime_endpoint: self.text("runtime-endpoint").or(docker.host),
-            runtime_tls: docker.certificates,
-            runtime_handler: self.text("runtime-handler"),
-            snapshotter: self.text("snapshotter"),
-            state_dir: self.path("state-dir").map_or(state, absolute),
-            run_dir: self.path("run-dir").map_or(run, absolute),
-        }
-    }
-
     /// The value, unless there are complaints.
     ///
     /// # Errors
@@ -345,49 +283,6 @@ impl Settings {
             }),
             region: self.text("region"),
             helper_socket: run_dir.join("agent.sock"),
-        }
-    }
-
-    /// What kernels are made with.
-    pub fn kernel(&mut self, state_dir: &Path) -> KernelOptions {
-        let wanted = "low-high, ports from 1 to 65535 with low below high, as in 30000-31000";
-        let jail_args = self.jail_args.iter();
-        let jail_args = jail_args.map(|arg| arg.trim().to_owned()).collect();
-        KernelOptions {
-            host: self.text("kernel-host-override"),
-            ports: self.parse("container-port-range", 30000..=31000, wanted, port_range),
-            scratch_root: self
-                .path("scratch-root")
-                .unwrap_or_else(|| standard_scratch_root(is_system(), state_dir)),
-            scratch_in_memory: self.flag("scratch-in-memory"),
-            sandbox: self.parse(
-                "sandbox-type",
-                Sandbox::Docker,
-                "docker or jail",
-                |text| match text {
-                    "docker" => Some(Sandbox::Docker),
-                    "jail" => Some(Sandbox::Jail),
-                    _ => None,
-                },
-            ),
-            jail_args,
-            uid: rustix::process::geteuid().as_raw(),
-            keep_dead: self.flag("debug-skip-container-deletion"),
-            krunner: KrunnerSource {
-                env: self.text("krunner-env"),
-                package: self.path("krunner-package").map(absolute),
-            },
-            no_new_privileges: self.parse(
-                "no-new-privileges",
-                NoNewPrivileges::default(),
-                "nobody, uid-match or everybody",
-                |text| match text {
-                    "nobody" => Some(NoNewPrivileges::Nobody),
-                    "uid-match" => Some(NoNewPrivileges::UidMatch),
-                    "everybody" => Some(NoNewPrivileges::Everybody),
-                    _ => None,
-                },
-            ),
         }
     }
 
@@ -480,36 +375,11 @@ impl Config {
             return Err(HostProblem::NoScratchRoot(self.kernel.scratch_root));
         }
         if let Some(user) = &self.kernel_user {
-            let uid = user.parse().ok().or_else(|| user_id(user));
+            let uid = user.parse().ok().or_else(|| kernel::user_id(user));
             self.kernel.uid = uid.ok_or_else(|| HostProblem::NoUser(user.clone()))?;
         }
         Ok(self)
     }
-}
-
-/// The user's number: from the password file, else from whatever else the host asks (`getent`).
-fn user_id(name: &str) -> Option<u32> {
-    let uid = |line: &str| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
-    };
-    let file = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    file.lines().find_map(uid).or_else(|| {
-        let getent = std::process::Command::new("getent")
-            .args(["passwd", "--", name])
-            .output()
-            .ok()?;
-        String::from_utf8_lossy(&getent.stdout)
-            .lines()
-            .find_map(uid)
-    })
-}
-
-fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
-    let (low, high) = text.split_once('-')?;
-    let port = |text: &str| text.trim().parse().ok().filter(|port: &u16| *port > 0);
-    let (low, high) = (port(low)?, port(high)?);
-    (low < high).then_some(low..=high)
 }
 
 fn mebibytes(text: &str) -> Option<u64> {
@@ -539,30 +409,6 @@ fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// What the variables of Docker's own commands say.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct DockerVariables {
-    host: Option<String>,
-    certificates: Option<PathBuf>,
-}
-
-/// Docker's variables, for the engine that they are for: `DOCKER_HOST`, `DOCKER_TLS_VERIFY`, `DOCKER_CERT_PATH`.
-fn docker_of(runtime: RuntimeKind, variable: impl Fn(&str) -> Option<String>) -> DockerVariables {
-    if runtime != RuntimeKind::Docker {
-        return DockerVariables::default();
-    }
-    let given = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let folder = || {
-        let named = given("DOCKER_CERT_PATH").or_else(|| given("DOCKER_CONFIG"));
-        let named = named.map(PathBuf::from);
-        named.or_else(|| Some(PathBuf::from(given("HOME")?).join(".docker")))
-    };
-    DockerVariables {
-        host: given("DOCKER_HOST"),
-        certificates: given("DOCKER_TLS_VERIFY").and_then(|_| folder()),
-    }
-}
-
 /// Containers and monitors work in folders of their own, where a relative path would mean another place.
 fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
@@ -573,34 +419,12 @@ fn is_system() -> bool {
     rustix::process::geteuid().is_root() && crate::rootless::current().is_none()
 }
 
-/// 19.03's scratch root for the machine's agent; an ordinary user could not make that.
-fn standard_scratch_root(is_system: bool, state_dir: &Path) -> PathBuf {
-    match is_system {
-        true => "/var/cache/scratches".into(),
-        false => state_dir.join("scratches"),
-    }
-}
-
-/// State and run folder: the system's for root, the user's own otherwise, also for one who is root in namespaces only.
-fn standard_folders() -> (PathBuf, PathBuf) {
-    let name = "backendai-agent";
-    let system = (
-        Path::new("/var/lib").join(name),
-        Path::new("/run").join(name),
-    );
-    if is_system() {
-        return system;
-    }
-    let folder = |variable| environment(variable).map(PathBuf::from);
-    let data = folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")));
-    let state = data.map_or(system.0, |folder| folder.join(name));
-    let run = folder("XDG_RUNTIME_DIR").map_or_else(|| state.join("run"), |dir| dir.join(name));
-    (state, run)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::kernel::standard_scratch_root;
     use super::*;
+    use crate::cli::RuntimeKind;
+    use crate::kernel::plan::NoNewPrivileges;
 
     fn config(args: &ServeArgs, file: &str) -> Result<Config, Complaints> {
         let folder = tempfile::tempdir().expect("a folder");
@@ -611,36 +435,6 @@ mod tests {
             ..CommonOptions::default()
         };
         Config::load(args, &common)
-    }
-
-    #[test]
-    fn dockers_own_variables_are_for_docker_alone() {
-        let given = |name: &str| {
-            let value = match name {
-                "DOCKER_HOST" => "tcp://h:2376",
-                "DOCKER_TLS_VERIFY" => "1",
-                "HOME" => "/home/u",
-                _ => return None,
-            };
-            Some(value.to_owned())
-        };
-        let found = docker_of(RuntimeKind::Docker, given);
-        assert_eq!(found.host.as_deref(), Some("tcp://h:2376"));
-        assert_eq!(found.certificates, Some("/home/u/.docker".into()));
-        let other = docker_of(RuntimeKind::Youki, given);
-        assert_eq!(other, DockerVariables::default());
-        let named = |name: &str| match name {
-            "DOCKER_CERT_PATH" => Some("/certs".to_owned()),
-            "DOCKER_TLS_VERIFY" => Some("1".to_owned()),
-            _ => None,
-        };
-        let found = docker_of(RuntimeKind::Docker, named);
-        assert_eq!(found.certificates, Some("/certs".into()));
-        let plain = |name: &str| (name == "DOCKER_CERT_PATH").then(|| "/certs".to_owned());
-        assert_eq!(
-            docker_of(RuntimeKind::Docker, plain),
-            DockerVariables::default()
-        );
     }
 
     #[test]
@@ -738,16 +532,6 @@ mod tests {
     }
 
     #[test]
-    fn port_ranges_are_two_ports_in_order() {
-        assert_eq!(port_range("30000-31000"), Some(30000..=31000));
-        for bad in [
-            "", "1", "0-5", "5-5", "6-5", "1-65536", "a-b", "1-2-3", "-1-5",
-        ] {
-            assert_eq!(port_range(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
     fn the_password_of_etcd_is_not_in_the_logs() {
         let args = ServeArgs {
             etcd_password: Some("hush-hush".to_owned()),
@@ -755,11 +539,5 @@ mod tests {
         };
         let config = config(&args, "").expect("a configuration");
         assert!(!format!("{config:?}").contains("hush-hush"));
-    }
-
-    #[test]
-    fn users_are_found_by_name() {
-        assert_eq!(user_id("root"), Some(0));
-        assert_eq!(user_id("no-such-user-here"), None);
     }
 }
