@@ -16,7 +16,8 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest, Sha256};
 
-use super::{Attachment, NetworkError, gateway};
+use super::bridge::gateway;
+use super::{Attachment, NetworkError};
 use crate::sys::netns;
 
 /// The container's own name of its link.
