@@ -35,7 +35,9 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// What the program prints when it listens; anything else is why it does not.
+    /// What the program prints first, when its file is written.
+    pub const BEGUN: &str = "begun\n";
+    /// What it prints when it listens; anything else is why it does not.
     pub const READY: &str = "ready\n";
 
     /// The command line, without the program's name.
@@ -72,7 +74,10 @@ impl Forward {
     /// Why it does not, which it has said on standard output.
     pub fn run(&self) -> io::Result<()> {
         let mut out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        let listening = self.listen();
+        let listening = self.tell().and_then(|()| {
+            out.write_all(Self::BEGUN.as_bytes())?;
+            self.listen()
+        });
         let said = match &listening {
             Ok(_) => Self::READY.to_owned(),
             Err(error) => error.to_string(),
@@ -84,10 +89,13 @@ impl Forward {
         self.serve(&listening?)
     }
 
-    fn listen(&self) -> io::Result<Vec<TcpListener>> {
+    fn tell(&self) -> io::Result<()> {
         let pid = std::process::id().to_string();
         let began = begin_of(Path::new("/proc"), &pid).unwrap_or_default();
-        fs::write(&self.file, format!("{pid} {began}"))?;
+        fs::write(&self.file, format!("{pid} {began}"))
+    }
+
+    fn listen(&self) -> io::Result<Vec<TcpListener>> {
         let listeners = self.ports.iter().map(|(host, _)| {
             let listen = || {
                 let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, *host))?;

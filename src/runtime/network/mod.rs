@@ -289,7 +289,7 @@ impl Shared {
     /// [`Self::attach_here`] where the bridge is, and from the host to there.
     fn attach(&self, id: &str, ports: Vec<(u16, u16)>) -> Result<Attachment, NetworkError> {
         let attached = self.store.at_bridge(|| self.attach_here(id, ports))?;
-        if let Err(error) = self.listen(id) {
+        if let Err(error) = self.listen(id, &attached, true) {
             if let Err(undo) = self.detach(id) {
                 tracing::warn!("undoing the connection of {id}: {undo}");
             }
@@ -322,7 +322,9 @@ impl Shared {
             return Ok(());
         }
         self.store.at_bridge(|| self.ensure_here())?;
-        let ends = all.iter().map(|(id, _)| self.listen(id));
+        let ends = all
+            .iter()
+            .map(|(id, record)| self.listen(id, &record.attachment, false));
         several(ends.filter_map(Result::err).collect())
     }
 
@@ -337,19 +339,30 @@ impl Shared {
     }
 
     /// Has a program listen on a container's host ports where rules on the host cannot, unless one does or the container
-    /// is leaving.
-    fn listen(&self, id: &str) -> Result<(), NetworkError> {
-        let Some(outer) = &self.store.outer else {
+    /// is leaving. Whoever is at that already is waited for, or left to it.
+    fn listen(&self, id: &str, wanted: &Attachment, waits: bool) -> Result<(), NetworkError> {
+        let Some(outer) = self
+            .store
+            .outer
+            .as_ref()
+            .filter(|_| !wanted.ports.is_empty())
+        else {
             return Ok(());
         };
-        // Until it listens nobody else starts it, and the container does not leave.
+        let Some(_alone) = self.store.lock_listener(id, waits)? else {
+            return Ok(());
+        };
+        let file = self.store.listener(id);
         let records = self.store.lock()?;
         let all = records.all()?;
         let mut staying = all.iter().filter(|(_, record)| !record.leaving);
-        match staying.find(|(known, _)| known == id) {
-            Some((_, record)) => outer.listen(id, &self.store.listener(id), &record.attachment),
-            None => Ok(()),
-        }
+        let Some((_, record)) = staying.find(|(known, _)| known == id) else {
+            return outer::stop_listening(&file);
+        };
+        let begun = outer.begin(id, &file, &record.attachment)?;
+        // It is in its file: when the container leaves now, it is ended, and others need not wait for it.
+        drop(records);
+        begun.map_or(Ok(()), |listener| listener.until_ready(id, &file))
     }
 }
 

@@ -105,15 +105,15 @@ impl Outer {
         }
     }
 
-    /// Has the container's ports listened on, unless that is so.
-    pub(super) fn listen(
+    /// Starts the program that listens on a container's ports, unless it lives; its file tells of it then.
+    pub(super) fn begin(
         &self,
         id: &str,
         file: &Path,
         attachment: &Attachment,
-    ) -> Result<(), NetworkError> {
-        if attachment.ports.is_empty() || lives(file) {
-            return Ok(());
+    ) -> Result<Option<Listener>, NetworkError> {
+        if lives(file) {
+            return Ok(None);
         }
         let forward = Forward {
             file: file.to_owned(),
@@ -121,31 +121,76 @@ impl Outer {
             address: attachment.address,
             ports: attachment.ports.clone(),
         };
-        let said = self
-            .start(&forward)
-            .unwrap_or_else(|error| error.to_string());
-        if said == Forward::READY {
-            return Ok(());
+        let started = self.start(&forward);
+        let start = NetworkError::host(format!("start the listener of container {id}"));
+        let mut listener = started.map_err(start)?;
+        let heard = listener.hear(Forward::BEGUN);
+        match heard {
+            Ok(()) => Ok(Some(listener)),
+            Err(said) => Err(listener.failed(id, file, said)),
         }
-        stop_listening(file)?;
-        Err(NetworkError::Listener {
-            id: id.to_owned(),
-            said,
-        })
     }
 
-    /// Starts the program that listens; gives what it says.
-    fn start(&self, forward: &Forward) -> io::Result<String> {
+    fn start(&self, forward: &Forward) -> io::Result<Listener> {
         let _tokio = self.tokio.enter();
         let (heard, says) = pipe_with(PipeFlags::CLOEXEC)?;
         let mut command = tokio::process::Command::new(&self.program);
         command.arg0("backendai-agent").args(forward.args());
-        in_background(command.env_clear().stdout(says))?;
+        let pid = in_background(command.env_clear().stdout(says))?.to_string();
         // Held by the command until now.
         drop(command);
-        let mut said = String::new();
-        File::from(heard).read_to_string(&mut said)?;
-        Ok(said)
+        let began = begin_of(Path::new("/proc"), &pid).unwrap_or_default();
+        Ok(Listener {
+            process: format!("{pid} {began}"),
+            pipe: heard.into(),
+        })
+    }
+}
+
+/// A program that is beginning to listen on a container's ports.
+#[derive(Debug)]
+pub(super) struct Listener {
+    /// What its file says.
+    process: String,
+    pipe: File,
+}
+
+impl Listener {
+    /// Waits until it listens. Where it does not, it is ended and its file is gone.
+    pub(super) fn until_ready(mut self, id: &str, file: &Path) -> Result<(), NetworkError> {
+        let heard = self.hear(Forward::READY);
+        heard.map_err(|said| self.failed(id, file, said))
+    }
+
+    /// Reads one word of it, or gives what it says instead.
+    fn hear(&mut self, word: &str) -> Result<(), String> {
+        let mut said = Vec::new();
+        while said != word.as_bytes() {
+            let mut part = vec![0; word.len().saturating_sub(said.len()).max(1)];
+            match self.pipe.read(&mut part) {
+                Ok(0) if said.is_empty() => {
+                    return Err("the program that listens has ended".to_owned());
+                }
+                Ok(0) => return Err(String::from_utf8_lossy(&said).into_owned()),
+                Ok(read) => said.extend_from_slice(&part[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends it, and removes its file unless another's is there.
+    fn failed(&self, id: &str, file: &Path, said: String) -> NetworkError {
+        backendai_monitor::end(&self.process);
+        if fs::read_to_string(file).is_ok_and(|text| text == self.process || text.is_empty()) {
+            // Absent is what we want; another one finds its process dead.
+            let _ = fs::remove_file(file);
+        }
+        NetworkError::Listener {
+            id: id.to_owned(),
+            said,
+        }
     }
 }
 
@@ -157,7 +202,11 @@ pub(super) fn stop_listening(file: &Path) -> Result<(), NetworkError> {
             other => other?,
         };
         backendai_monitor::end(&text);
-        fs::remove_file(file)
+        match fs::remove_file(file) {
+            // By whoever began it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     };
     stop().map_err(NetworkError::host(format!(
         "end the listener of {}",

@@ -1,12 +1,13 @@
 //! The records of connections in `<run-dir>/network/`, and the locks that order those who change them.
 //!
-//! Whoever takes several takes them in this order: the bridge, the rules, the records, the host. The host's alone is kept
+//! Whoever takes several takes them in this order: the bridge, the rules, a container's listener, the records, the host. The host's alone is kept
 //! while others are taken again, until the first container has a bridge: its record is there meanwhile and stays while it
 //! keeps the bridge, so that nobody else here is the first and waits for the host.
 
 use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
@@ -43,8 +44,7 @@ pub(super) struct Store {
     pub(super) outer: Option<Outer>,
 }
 
-/// The records while this process may change them: for moments, and until a container's program listens on its ports where
-/// there is one.
+/// The records while this process may change them: for moments only.
 #[derive(Debug)]
 pub(super) struct Locked<'a> {
     store: &'a Store,
@@ -164,6 +164,33 @@ impl Store {
     /// Waits until nobody else writes the rules.
     pub(super) fn lock_rules(&self) -> Result<File, NetworkError> {
         self.lock_file("rules", FlockOperation::LockExclusive)
+    }
+
+    /// Has nobody else begin a container's listener; while somebody does, waits, or gives `None`. The lock is on the
+    /// listener's file, which may be new and empty.
+    pub(super) fn lock_listener(
+        &self,
+        id: &str,
+        waits: bool,
+    ) -> Result<Option<File>, NetworkError> {
+        let path = self.listener(id);
+        let how = match waits {
+            true => FlockOperation::LockExclusive,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
+        let lock = || loop {
+            let file = File::options().create(true).append(true).open(&path)?;
+            match rustix::io::retry_on_intr(|| flock(&file, how)) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                other => other?,
+            }
+            // Removed meanwhile: the next one is another file.
+            let there = fs::metadata(&path).ok().map(|it| it.ino());
+            if there == Some(file.metadata()?.ino()) {
+                return Ok(Some(file));
+            }
+        };
+        lock().map_err(NetworkError::host(format!("lock {}", path.display())))
     }
 
     fn lock_file(&self, name: &str, how: FlockOperation) -> Result<File, NetworkError> {
