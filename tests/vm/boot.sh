@@ -1,7 +1,8 @@
 #!/bin/bash
 # boot.sh PAYLOAD LOG: boots the guest with a copy of the folder PAYLOAD on its second disk, where it runs PAYLOAD/cases;
 # prints what that printed and exits with its status. 124: it took longer than $VM_SECONDS (900). 125: the guest did not come up;
-# its console is in LOG. qemu emulates the processor: the guest is about twenty times slower than the machine.
+# its console is in LOG. $VM_SYSTEMD: systemd is the guest's process 1. qemu emulates the processor: the guest is about twenty times
+# slower than the machine.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
@@ -19,7 +20,7 @@ timeout -k 5 "${VM_SECONDS:-900}" qemu-system-x86_64 -machine q35,usb=off,vmport
   -nodefaults -no-user-config -no-reboot -display none -serial "file:$log" \
   -chardev file,id=out,path="$work/out" -serial chardev:out \
   -kernel "$image/vmlinuz" -initrd "$image/initrd" \
-  -append "console=ttyS0 quiet loglevel=3 mitigations=off tsc=reliable no_timer_check panic=-1 apparmor=0" \
+  -append "console=ttyS0 quiet loglevel=3 mitigations=off tsc=reliable no_timer_check panic=-1 apparmor=0${VM_SYSTEMD:+ systemd.unit=guest.service}" \
   -drive file="$image/root.ext4",format=raw,if=none,id=root,snapshot=on,cache=unsafe -device virtio-blk-pci,drive=root \
   -drive file="$work/payload.ext4",format=raw,if=none,id=payload,cache=unsafe -device virtio-blk-pci,drive=payload \
   -device virtio-rng-pci < /dev/null > "$work/qemu.log" 2>&1 &

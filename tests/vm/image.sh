@@ -1,6 +1,6 @@
 #!/bin/bash
 # image.sh: makes the guest's kernel, initial root and disk once, in the cache; prints their folder. Two minutes; root.
-# The guest is Debian with its cloud kernel, and process 1 is ./init.
+# The guest is Debian with its cloud kernel, and process 1 is ./init, or systemd.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
@@ -28,6 +28,7 @@ root_tree() {
     bookworm "$root" ${BACKENDAI_DEBIAN_MIRROR:+"$BACKENDAI_DEBIAN_MIRROR"} || return
   depmod -b "$root" "$(ls "$root/lib/modules")" || return
   install -m 755 "$here/init" "$root/sbin/guest-init"
+  install -m 644 "$here/guest.service" "$root/etc/systemd/system/guest.service"
 }
 
 # An initial root that loads the disk's driver and goes on to the disk.
@@ -72,7 +73,7 @@ build() {
 }
 
 need_apt mmdebstrap e2fsprogs busybox-static cpio kmod
-folder=$cache/vm/$(key "$here/image.sh" "$here/init" "$here/packages")
+folder=$cache/vm/$(key "$here/image.sh" "$here/init" "$here/guest.service" "$here/packages")
 mkdir -p "$cache/vm"
 if [ ! -e "$folder/complete" ] && ! locked vm-image build "$folder" > "$cache/vm/build.log" 2>&1; then
   tail -20 "$cache/vm/build.log" >&2

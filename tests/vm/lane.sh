@@ -32,4 +32,8 @@ grep -vE '^ *(#|$)' "$here/rust-tests" | while read -r name filter; do
   [ -e "$payload/test-$name" ] || strip -o "$payload/test-$name" "$executable"
   echo "$name $filter" >> "$payload/rust-tests"
 done
-as_root env HOME="$HOME" "$here/boot.sh" "$payload" "$logs/vm-console.log"
+status=0
+as_root env HOME="$HOME" "$here/boot.sh" "$payload" "$logs/vm-console.log" || status=$?
+# Once more, for what only systemd does.
+as_root env HOME="$HOME" VM_SYSTEMD=1 "$here/boot.sh" "$payload" "$logs/vm-console-systemd.log" || status=$?
+exit $status
