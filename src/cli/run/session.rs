@@ -1,7 +1,7 @@
 //! A run's own small node: an agent with folders of its own, and the clean-up after runs that were killed.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,11 +54,10 @@ impl Session {
     ) -> anyhow::Result<(Self, mpsc::UnboundedReceiver<Event>)> {
         sweep(place).await;
         let image = find_image(place, args).await?;
-        let id = uuid::Uuid::new_v4().to_string();
+        let (id, lock) = make_folder(&place.folder)
+            .with_context(|| format!("cannot write to {}; run as root", place.folder.display()))?;
         let kernel = KernelId::parse(&id)?;
         let folder = place.folder.join(&id);
-        let lock = make_folder(&folder)
-            .with_context(|| format!("cannot make {}; run as root", folder.display()))?;
         let made = Self::in_folder(place, args, image, kernel, folder.clone(), lock).await;
         if made.is_err() {
             remove_folder(&folder);
@@ -239,8 +238,22 @@ fn mount(text: &str, index: usize, folder: &Path) -> anyhow::Result<VfolderMount
     })
 }
 
-fn make_folder(folder: &Path) -> io::Result<File> {
-    fs::create_dir_all(folder)?;
+/// Makes the folder of a run among those of others: its name, which is new, and its lock.
+fn make_folder(runs: &Path) -> io::Result<(String, File)> {
+    loop {
+        let id = uuid::Uuid::new_v4().to_string();
+        let folder = runs.join(&id);
+        fs::create_dir_all(&folder)?;
+        match fill_folder(&folder) {
+            Ok(lock) => return Ok((id, lock)),
+            // Another run's `sweep` came before the lock.
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn fill_folder(folder: &Path) -> io::Result<File> {
     let lock = File::create(folder.join(LOCK))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
     fs::create_dir(folder.join(SCRATCH))?;
@@ -260,14 +273,18 @@ async fn sweep(place: &Place) {
         return;
     };
     for folder in folders.flatten().map(|entry| entry.path()) {
-        let Ok(lock) = File::open(folder.join(LOCK)) else {
-            continue;
-        };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if let Some(_lock) = lock_left(&folder) {
             remove_containers(place, &agent_id(&folder)).await;
             remove_folder(&folder);
         }
     }
+}
+
+/// The lock of a run's folder whose run has ended.
+fn lock_left(folder: &Path) -> Option<File> {
+    let lock = File::open(folder.join(LOCK)).ok()?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(lock)
 }
 
 async fn remove_containers(place: &Place, agent: &str) {
@@ -278,5 +295,35 @@ async fn remove_containers(place: &Place, agent: &str) {
         {
             tracing::warn!(container = %info.id, "{error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// Another run looks for what killed runs left at the moment between a new folder and its lock.
+    #[test]
+    fn a_run_that_begins_is_not_disturbed_by_one_that_sweeps() {
+        let runs = tempfile::tempdir().unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    for entry in fs::read_dir(runs.path()).unwrap().flatten() {
+                        if let Some(_lock) = lock_left(&entry.path()) {
+                            remove_folder(&entry.path());
+                        }
+                    }
+                }
+            });
+            let made: io::Result<Vec<_>> = (0..300).map(|_| make_folder(runs.path())).collect();
+            done.store(true, Ordering::Relaxed);
+            for (id, _lock) in made.unwrap() {
+                assert!(runs.path().join(&id).join(SCRATCH).is_dir(), "{id}");
+            }
+        });
     }
 }
