@@ -59,6 +59,7 @@ impl Command {
             environment: &environ.pairs(),
             folder,
             fds: &fds,
+            patient: false,
         })?;
         Ok(Self {
             pid,

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use crate::accounts::{self, User};
 use crate::log;
-use crate::sys::identity;
 use crate::sys::process::{self, Program};
+use crate::sys::{identity, load};
 
 /// The user id of 19.03's entrypoint where the agent gives none.
 const DEFAULT_UID: u32 = 9001;
@@ -90,7 +90,8 @@ pub(crate) fn set_up(home: &Path) -> Result<(), String> {
 }
 
 /// GPU images rely on this side effect of 19.03's entrypoint: libraries mounted into the container become known to the linker.
-/// It runs beside the start, and nobody waits for it.
+/// It runs beside the start, and nobody waits for it. Where nothing of the host is mounted, the image's own cache is rarely
+/// behind, and there is time.
 fn refresh_linker_cache() {
     let Some(ldconfig) = ["/sbin/ldconfig", "/usr/sbin/ldconfig"]
         .map(Path::new)
@@ -106,6 +107,7 @@ fn refresh_linker_cache() {
         environment: &[],
         folder: Path::new("/"),
         fds: &[],
+        patient: !load::host_files_are_mounted(),
     };
     if let Err(error) = process::spawn(&program) {
         log::note(&format!("{} does not start: {error}", ldconfig.display()));

@@ -91,6 +91,7 @@ impl Interpreter {
             environment: &environ.pairs(),
             folder,
             fds: &fds,
+            patient: false,
         })?;
         let mut interpreter = Self {
             pid,

@@ -69,6 +69,8 @@ pub(crate) struct Runner {
     stop_by: Option<Instant>,
     /// When the interpreter is to be nudged next, and how often it was since the interrupt.
     nudge: Option<(Instant, usize)>,
+    /// An interpreter that nobody has asked for yet, on a busy machine: when to look again, and when it starts at the latest.
+    warm_up: Option<(Instant, Instant)>,
     buffer: Vec<u8>,
 }
 
@@ -113,9 +115,10 @@ impl Runner {
             python_dir: None,
             stop_by: None,
             nudge: None,
+            warm_up: None,
             buffer: vec![0; BUFFER],
         };
-        runner.start_interpreter();
+        runner.warm_up();
         if let Some(path) = &options.ports_file {
             runner
                 .write_ports(path)
@@ -166,10 +169,20 @@ impl Runner {
         let nudge = self
             .nudge
             .map(|(time, _)| time.saturating_duration_since(Instant::now()));
-        [stop, nudge, self.ops.timeout(), self.records.timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        let warm_up = self
+            .warm_up
+            .filter(|_| self.stop_by.is_none())
+            .map(|(time, _)| time.saturating_duration_since(Instant::now()));
+        [
+            stop,
+            nudge,
+            warm_up,
+            self.ops.timeout(),
+            self.records.timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn dispatch(&mut self, token: Token) {
@@ -206,6 +219,7 @@ impl Runner {
     fn settle(&mut self) {
         self.advance();
         self.nudge_interpreter();
+        self.go_on_to_warm_up();
         if let Some(interpreter) = &mut self.interpreter {
             interpreter.pump(&self.epoll);
         }
@@ -287,6 +301,9 @@ impl Runner {
     fn complete(&mut self, line: &str) {
         self.advance();
         let busy = matches!(self.current, Some(Current::Query { .. }));
+        if self.interpreter.is_none() && !busy {
+            self.start_interpreter();
+        }
         match &mut self.interpreter {
             Some(interpreter) if !busy => interpreter.complete(line),
             _ => self.send(Record::Completion(Vec::new())),

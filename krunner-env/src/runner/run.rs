@@ -11,6 +11,7 @@ use crate::interpreter::{Event, Interpreter};
 use crate::language::Query;
 use crate::log;
 use crate::plan::{self, CANNOT_RUN, Phase, Place, Plan, QueryFile};
+use crate::sys::load;
 use crate::sys::process::Pid;
 use crate::wire::Record;
 
@@ -380,7 +381,35 @@ impl Runner {
     }
 
     /// Starts the interpreter of queries, if the kernel has one. That it is missing is told when it is asked for.
+    /// Starts the interpreter before anybody asks for it; on a busy machine, where other kernels may be starting, later.
+    pub(super) fn warm_up(&mut self) {
+        if load::is_busy() {
+            self.debug("the interpreter waits for a free processor");
+            let now = Instant::now();
+            self.warm_up = Some((now + load::LOOK_AGAIN, now + load::PATIENCE));
+        } else {
+            self.start_interpreter();
+        }
+    }
+
+    /// Looks again, if it is time.
+    pub(super) fn go_on_to_warm_up(&mut self) {
+        let Some((time, latest)) = self.warm_up.filter(|_| self.stop_by.is_none()) else {
+            return;
+        };
+        let now = Instant::now();
+        if now < time {
+            return;
+        }
+        if now < latest && load::is_busy() {
+            self.warm_up = Some((now + load::LOOK_AGAIN, latest));
+        } else {
+            self.start_interpreter();
+        }
+    }
+
     pub(super) fn start_interpreter(&mut self) {
+        self.warm_up = None;
         if self.settings.language.query != Query::Python {
             return;
         }

@@ -3,6 +3,7 @@
 pub(crate) mod epoll;
 pub(crate) mod fd;
 pub(crate) mod identity;
+pub(crate) mod load;
 pub(crate) mod process;
 pub(crate) mod signal;
 

@@ -24,6 +24,8 @@ pub(crate) struct Program<'a> {
     pub(crate) folder: &'a Path,
     /// Descriptors and the numbers that the child gets them under; all others are closed on exec.
     pub(crate) fds: &'a [(&'a OwnedFd, i32)],
+    /// Nobody waits for it: on a busy machine it begins later.
+    pub(crate) patient: bool,
 }
 
 /// Starts a child: own session and process group, killed when the runner dies, default signal actions, nothing blocked.
@@ -62,6 +64,7 @@ pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Pid> {
             .map(|(fd, number)| (fd.as_raw_fd(), *number))
             .collect(),
         moved: vec![-1; program.fds.len()],
+        patient: program.patient,
         complaint: complaint.as_bytes(),
         parent: std::process::id(),
         no_signals: super::signal::empty_set(),
@@ -74,7 +77,7 @@ pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Pid> {
     Ok(pid)
 }
 
-/// All that the child needs, made before the fork: after it nothing is allocated.
+/// All that the child needs, made before the fork.
 struct Child<'a> {
     file: &'a CString,
     argv: Vec<*const libc::c_char>,
@@ -82,6 +85,7 @@ struct Child<'a> {
     folder: &'a CString,
     fds: Vec<(i32, i32)>,
     moved: Vec<i32>,
+    patient: bool,
     complaint: &'a [u8],
     parent: u32,
     no_signals: libc::sigset_t,
@@ -98,6 +102,9 @@ impl Child<'_> {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             if libc::getppid().unsigned_abs() != self.parent {
                 libc::_exit(127);
+            }
+            if self.patient {
+                super::load::wait_until_free();
             }
             for ((fd, _), moved) in self.fds.iter().zip(&mut self.moved) {
                 *moved = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, SAFE);
@@ -173,5 +180,42 @@ pub(crate) fn adopt_orphans() {
     if std::process::id() != 1 {
         // SAFETY: no pointers.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+
+    use super::super::load;
+    use super::*;
+
+    /// A lower bound: more than the processors can do wants to run all the time.
+    #[test]
+    fn a_patient_child_lets_others_go_first_but_not_for_ever() {
+        let done = AtomicBool::new(false);
+        let processors = std::thread::available_parallelism().expect("processors");
+        std::thread::scope(|scope| {
+            for _ in 0..=2 * processors.get() {
+                scope.spawn(|| while !done.load(Ordering::Relaxed) {});
+            }
+            let begun = Instant::now();
+            let pid = spawn(&Program {
+                file: Path::new("/bin/true"),
+                argv: &["true".into()],
+                environment: &[],
+                folder: Path::new("/"),
+                fds: &[],
+                patient: true,
+            })
+            .expect("a child");
+            let mut status = -1;
+            // SAFETY: `status` is a valid place.
+            unsafe { libc::waitpid(pid, &raw mut status, 0) };
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(status, 0);
+            assert!(begun.elapsed() >= load::PATIENCE);
+        });
     }
 }

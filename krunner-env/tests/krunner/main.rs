@@ -5,6 +5,7 @@
 mod support;
 
 mod batch;
+mod busy;
 mod flood;
 mod input;
 mod interrupt;
