@@ -4,6 +4,7 @@
     reason = "system calls without a safe wrapper live here, each with its SAFETY line"
 )]
 
+pub mod abi;
 pub mod capability;
 pub mod cgroup;
 pub mod memory;

@@ -123,6 +123,18 @@ async fn what_a_lost_run_folder_leaves_is_gone_at_the_next_open() {
 }
 
 #[tokio::test]
+async fn what_containers_of_another_run_folder_wrote_is_left_alone() {
+    let engine = TestEngine::youki().await;
+    let id = engine.launch(&engine.shell("sleep 1000")).await;
+    let neighbour = engine.neighbour().await;
+    assert!(neighbour.list().await.expect("list").is_empty());
+    drop(neighbour);
+    let written = engine.path("state/containers").join(&id.0).join("upper");
+    assert!(written.is_dir(), "{}", written.display());
+    engine.close().await;
+}
+
+#[tokio::test]
 async fn a_monitor_that_ends_by_itself_is_no_zombie() {
     let engine = TestEngine::youki().await;
     let id = engine.launch(&engine.shell("sleep 0.1")).await;

@@ -1,15 +1,17 @@
 //! `create`: folder, network, cgroups, files, monitor; each step is undone by `remove`, which takes any state.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Stdio;
 
 use tokio::process::Command;
 
 use super::monitor::Answer;
-use super::record::{Kept, RECORD};
+use super::record::{Kept, OWNER, RECORD};
 use super::{Inner, Rootfs, Youki};
 use crate::runtime::folder::Folder;
 use crate::runtime::oci::{self, Placement};
@@ -92,10 +94,8 @@ impl Inner {
         kept.record.address = attachment.as_ref().map(|it| it.address);
         kept.files = names::files(spec, kept.record.address);
         folder.write(RECORD, &kept)?;
-        for part in ["upper", "work"] {
-            fs::create_dir_all(state.join(part))
-                .map_err(|error| format!("{}: {error}", state.display()))?;
-        }
+        Self::make_state(&state, folder)
+            .map_err(|error| format!("{}: {error}", state.display()))?;
         let mut spec = spec.clone();
         spec.limits = room.limits;
         let place = Placement {
@@ -107,6 +107,16 @@ impl Inner {
             oci::spec(&spec, &place).map_err(|error| RuntimeError::Invalid(error.to_string()))?;
         folder.write("config.json", &oci)?;
         self.spawn_monitor(&spec.id, folder)
+    }
+
+    /// The container's part of the state folder. Another agent that was given the same one, but not our run folder, sees by the
+    /// link whose it is.
+    fn make_state(state: &Path, folder: &Folder) -> io::Result<()> {
+        fs::create_dir_all(state)?;
+        symlink(folder.path(), state.join(OWNER))?;
+        ["upper", "work"]
+            .iter()
+            .try_for_each(|part| fs::create_dir(state.join(part)))
     }
 
     /// Starts the monitor and waits until it has made the container.

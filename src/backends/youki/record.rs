@@ -9,7 +9,8 @@
 //!                       exit.json     how it ended: the last thing the monitor writes
 //!                       ctl           socket of the monitor
 //!                       oci/<id>/     libcontainer's own state
-//! <state>/containers/<id>/upper work  what the container wrote into its root
+//! <state>/containers/<id>/owner       a link to the folder above
+//!                         upper work  what the container wrote into its root
 //!                         log log.1   what it printed
 //! ```
 
@@ -25,6 +26,8 @@ use crate::sys::pidfd::PidFd;
 
 /// The file that the last step of `create` makes.
 pub(super) const INIT: &str = "init.json";
+/// In the state folder: whose it is.
+pub(super) const OWNER: &str = "owner";
 /// Where the record is.
 pub(super) const RECORD: &str = "record.json";
 

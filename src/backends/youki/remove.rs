@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use super::Inner;
 use super::life::monitor_of;
-use super::record::{Init, Kept};
+use super::record::{Init, Kept, OWNER};
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::folder::Folder;
 use crate::runtime::{BoxError, ContainerId};
@@ -46,8 +46,11 @@ impl Inner {
         let _alone = self.lock_containers()?;
         let nameless = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with('.');
         let ownerless = |entry: &DirEntry| {
-            let owner = fs::symlink_metadata(self.folders.path().join(entry.file_name()));
-            owner.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+            let known = self.folders.path().join(entry.file_name());
+            [known, entry.path().join(OWNER)].iter().all(|owner| {
+                let owner = fs::metadata(owner);
+                owner.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+            })
         };
         sweep_folder(self.folders.path(), nameless)?;
         sweep_folder(&self.states(), ownerless)

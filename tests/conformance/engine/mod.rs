@@ -130,6 +130,14 @@ impl TestEngine {
         }
     }
 
+    /// Opens youki on the same state folder, but with another run folder.
+    pub async fn neighbour(&self) -> Arc<dyn ContainerRuntime> {
+        let folder = self.path("neighbour");
+        fs::create_dir(&folder).expect("folder");
+        std::os::unix::fs::symlink(self.path("state"), folder.join("state")).expect("link");
+        open(&folder).await
+    }
+
     /// Opens it once more with another program as monitor and another folder as the image's root.
     pub async fn broken(&self, monitor: &Path, root: &Path) -> Arc<dyn ContainerRuntime> {
         open_with(self.dir.path(), monitor, root.to_owned()).await
