@@ -605,10 +605,9 @@ fn assert_nothing_left_of_a_user(run: &Path) {
 fn a_users_container_whose_ports_are_not_ready_keeps_no_other_waiting() {
     on_host(async |run| {
         let network = open_for_a_user(run);
-        let slow = tokio::spawn({
-            let network = network.clone();
-            async move { network.attach("slow", &[binding(31001, 2000)]).await }
-        });
+        let mut slow = tokio::task::JoinSet::new();
+        let other = network.clone();
+        slow.spawn(async move { other.attach("slow", &[binding(31001, 2000)]).await });
         let pid = until_begun(run, "slow").await;
         // Others come and go meanwhile, and what is looked after is no matter of theirs.
         network.attach("b", &[binding(31002, 2000)]).await.unwrap();
@@ -616,10 +615,10 @@ fn a_users_container_whose_ports_are_not_ready_keeps_no_other_waiting() {
         assert!(matches!(taken, Err(NetworkError::PortTaken { .. })));
         network.ensure().await.unwrap();
         network.detach("b").await.unwrap();
-        assert!(!slow.is_finished());
+        assert!(slow.try_join_next().is_none());
         // It leaves before it is there: the program ends, and so does whoever waits for it.
         network.detach("slow").await.unwrap();
-        let error = slow.await.unwrap().unwrap_err();
+        let error = slow.join_next().await.unwrap().unwrap().unwrap_err();
         assert!(matches!(error, NetworkError::Listener { .. }), "{error}");
         while Path::new("/proc").join(&pid).exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;

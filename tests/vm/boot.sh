@@ -1,6 +1,6 @@
 #!/bin/bash
 # boot.sh PAYLOAD LOG: boots the guest with a copy of the folder PAYLOAD on its second disk, where it runs PAYLOAD/cases;
-# prints what that printed and exits with its status. 124: it took longer than $VM_SECONDS (900). 125: the guest did not come up;
+# prints what that printed and exits with its status. 124: it took longer than $VM_SECONDS (1800). 125: the guest did not come up;
 # its console is in LOG. $VM_SYSTEMD: systemd is the guest's process 1. qemu emulates the processor: the guest is about twenty times
 # slower than the machine.
 set -euo pipefail
@@ -16,7 +16,7 @@ trap stop EXIT
 truncate -s $(( $(du -sm "$payload" | cut -f1) * 12 / 10 + 64 ))M "$work/payload.ext4"
 mke2fs -q -t ext4 -O ^has_journal -d "$payload" "$work/payload.ext4"
 mkfifo "$work/out"
-timeout -k 5 "${VM_SECONDS:-900}" qemu-system-x86_64 -machine q35,usb=off,vmport=off -cpu max,la57=off -smp 2 -m 2048 -accel tcg,thread=multi \
+timeout -k 5 "${VM_SECONDS:-1800}" qemu-system-x86_64 -machine q35,usb=off,vmport=off -cpu max,la57=off -smp 2 -m 2048 -accel tcg,thread=multi \
   -nodefaults -no-user-config -no-reboot -display none -serial "file:$log" \
   -chardev file,id=out,path="$work/out" -serial chardev:out \
   -kernel "$image/vmlinuz" -initrd "$image/initrd" \
