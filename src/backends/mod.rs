@@ -82,23 +82,7 @@ pub async fn open(kind: RuntimeKind, config: EngineConfig) -> Result<Engine> {
         #[cfg(feature = "containerd")]
         RuntimeKind::Containerd => containerd::open(config).await,
         #[cfg(feature = "youki")]
-        RuntimeKind::Youki => {
-            crate::sys::capability::check()
-                .map_err(|error| RuntimeError::Invalid(format!("youki: {error}")))?;
-            let rootless = crate::rootless::current();
-            if let Some(Err(error)) = rootless.map(crate::rootless::Rootless::cgroup) {
-                return Err(RuntimeError::Invalid(format!("youki: {error}")));
-            }
-            let images = crate::image::Store::open(&config.state_dir)?;
-            let source: Arc<dyn youki::RootfsSource> = Arc::new(Arc::clone(&images));
-            let runtime = youki::Youki::open(config, source).await?;
-            Ok(Engine {
-                runtime: Arc::new(runtime),
-                images: Arc::new(crate::image::NodeImages(images)),
-                listens: rootless.is_some(),
-                maps_users: rootless.is_some(),
-            })
-        }
+        RuntimeKind::Youki => youki::open(config).await,
         #[allow(unreachable_patterns, reason = "with every engine built in")]
         absent => Err(missing(absent, &config)),
     }
@@ -132,12 +116,7 @@ pub async fn open_images(kind: RuntimeKind, config: EngineConfig) -> Result<Arc<
         #[cfg(feature = "containerd")]
         RuntimeKind::Containerd => containerd::open_images(config).await,
         #[cfg(feature = "youki")]
-        RuntimeKind::Youki => {
-            let opened =
-                tokio::task::spawn_blocking(move || crate::image::Store::open(&config.state_dir));
-            let store = opened.await.expect("opening a store does not panic")?;
-            Ok(Arc::new(crate::image::NodeImages(store)))
-        }
+        RuntimeKind::Youki => youki::open_images(config).await,
         #[allow(unreachable_patterns, reason = "with every engine built in")]
         absent => Err(missing(absent, &config)),
     }

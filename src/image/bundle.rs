@@ -7,11 +7,15 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt as _};
 use oci_spec::image::{Descriptor, MediaType};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncWriteExt as _;
 
 use super::error::{ImageError, Result};
 use super::import::{self as files, Destination, ImportOptions};
@@ -114,6 +118,30 @@ impl Bundle {
         let open = move || Self::open(&path, name.as_deref(), &options, &scratch);
         let opened = tokio::task::spawn_blocking(open).await;
         opened.expect("reading images does not panic and is not aborted")
+    }
+
+    /// Like [`Bundle::read`] of an archive that comes in pieces; they are kept below `scratch` until it is read.
+    ///
+    /// # Errors
+    /// As [`Bundle::open`], and those of the pieces.
+    pub async fn receive(
+        pieces: impl Stream<Item = Result<Bytes>>,
+        name: &str,
+        scratch: &Path,
+    ) -> Result<Self> {
+        let writing = || ImageError::io(format!("write the archive of {name}"));
+        let made = tokio::fs::create_dir_all(scratch).await;
+        made.map_err(writing())?;
+        let archive = Temporary::within(scratch);
+        let file = tokio::fs::File::create_new(archive.path()).await;
+        let mut file = file.map_err(writing())?;
+        let mut pieces = pin!(pieces);
+        while let Some(piece) = pieces.try_next().await? {
+            file.write_all(&piece).await.map_err(writing())?;
+        }
+        file.flush().await.map_err(writing())?;
+        let options = ImportOptions::default();
+        Self::read(archive.path(), Some(name), &options, scratch).await
     }
 
     /// Like [`Bundle::open`] of a root file system's tar that is at hand.

@@ -1,5 +1,6 @@
 //! The way to dockerd: where it listens, which version of its API it speaks, and how long it may take.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::future::Future;
 use std::path::Path;
@@ -7,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::errors::Error;
+use bollard::models::ContainerSummary;
+use bollard::query_parameters::ListContainersOptionsBuilder;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, ClientVersion, Docker};
 use tokio::time::timeout;
 
@@ -89,6 +92,20 @@ impl Client {
     ) -> Result<T> {
         let work = self.limited(ACT, action, Box::pin(call));
         self.watched(work).await
+    }
+
+    /// Containers, dead or alive: all, or those that match a filter.
+    pub(super) async fn containers(
+        &self,
+        action: impl Display,
+        filter: Option<(&str, String)>,
+    ) -> Result<Vec<ContainerSummary>> {
+        let mut options = ListContainersOptionsBuilder::default().all(true);
+        if let Some((key, value)) = filter {
+            options = options.filters(&HashMap::from([(key, vec![value])]));
+        }
+        let call = self.api.list_containers(Some(options.build()));
+        self.ask(action, call).await
     }
 
     /// Work of any length that ends when the daemon no longer answers.

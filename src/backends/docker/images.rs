@@ -8,16 +8,14 @@ use async_trait::async_trait;
 use bollard::auth::DockerCredentials;
 use bollard::models::{ImageInspect, ImageSummary};
 use bollard::query_parameters::{
-    CreateImageOptionsBuilder, ImportImageOptions, ListContainersOptionsBuilder, ListImagesOptions,
-    RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+    CreateImageOptionsBuilder, ImportImageOptions, ListImagesOptions, RemoveImageOptionsBuilder,
+    TagImageOptionsBuilder,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use tokio::io::AsyncWriteExt as _;
 
 use super::connect::{Client, message, status};
 use super::there;
 use crate::image::credentials::{self, Credentials};
-use crate::image::layout::Temporary;
 use crate::image::{
     Bundle, ImageAdmin, ImageError, ImageRef, ImportOptions, Platform, PullOptions,
 };
@@ -180,32 +178,16 @@ impl ImageAdmin for DockerImages {
     async fn export(&self, image: &str, scratch: &Path) -> Result<Bundle, ImageError> {
         let name = ImageRef::key(image)?;
         self.raw(&name).await?;
-        let writing = || ImageError::io(format!("write the archive of {image}"));
-        tokio::fs::create_dir_all(scratch)
-            .await
-            .map_err(writing())?;
-        let archive = Temporary::within(scratch);
-        let mut file = tokio::fs::File::create_new(archive.path())
-            .await
-            .map_err(writing())?;
-        let mut pieces = Box::pin(self.client.api.export_image(&name));
-        let copied = async {
-            while let Some(piece) = pieces.next().await {
-                let failed = |error| self.client.failed("reading an image", error);
-                let piece = piece.map_err(failed)?;
-                file.write_all(&piece).await.map_err(writing())?;
-            }
-            file.flush().await.map_err(writing())
-        };
-        self.client.watched(copied).await?;
+        let pieces = self.client.api.export_image(&name);
+        let failed = |error| self.client.failed("reading an image", error).into();
         // An id is no name.
-        let name = if name.starts_with(ID) {
+        let known_as = if name.starts_with(ID) {
             "exported"
         } else {
             image
         };
-        let options = ImportOptions::default();
-        Bundle::read(archive.path(), Some(name), &options, scratch).await
+        let received = Bundle::receive(pieces.map_err(failed), known_as, scratch);
+        self.client.watched(received).await
     }
 
     async fn remove(&self, image: &str) -> Result<(), ImageError> {
@@ -213,17 +195,11 @@ impl ImageAdmin for DockerImages {
         let by_id = name.starts_with(ID);
         if by_id {
             self.raw(&name).await?;
-            let filters = HashMap::from([("ancestor", vec![name.clone()])]);
-            let options = ListContainersOptionsBuilder::default()
-                .all(true)
-                .filters(&filters)
-                .build();
-            let call = self.client.api.list_containers(Some(options));
+            let action = format!("looking for containers of {image}");
             let users = self
                 .client
-                .ask(format!("looking for containers of {image}"), call)
-                .await?;
-            if !users.is_empty() {
+                .containers(action, Some(("ancestor", name.clone())));
+            if !users.await?.is_empty() {
                 return Err(ImageError::InUse(image.to_owned()));
             }
         }

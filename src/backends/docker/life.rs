@@ -1,13 +1,12 @@
 //! A container's life: create, start, wait, kill, remove.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
+    StartContainerOptions, WaitContainerOptionsBuilder,
 };
 use futures_util::future::FusedFuture as _;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -208,14 +207,9 @@ impl Docker {
     /// Removes what was made for an id that the agent asked for.
     async fn remove_attempt(&self, attempt: &ContainerId) -> Result<()> {
         let label = format!("{LABEL_ATTEMPT}={attempt}");
-        let filters = HashMap::from([("label", vec![label])]);
-        let options = ListContainersOptionsBuilder::default()
-            .all(true)
-            .filters(&filters)
-            .build();
-        let call = self.client.api.list_containers(Some(options));
         let action = format!("looking for container {attempt}");
-        let found = self.client.ask(action, call).await?;
+        let found = self.client.containers(action, Some(("label", label)));
+        let found = found.await?;
         for id in found.into_iter().filter_map(|summary| summary.id) {
             self.delete(&ContainerId(id)).await?;
         }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bollard::models::{
     ContainerInspectResponse, ContainerStateStatusEnum, NetworkSettings, PortMap,
 };
-use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
+use bollard::query_parameters::InspectContainerOptions;
 
 use super::{Docker, LABEL_ATTEMPT, adoption, known, not_found, there};
 use crate::runtime::cgroup;
@@ -58,9 +58,7 @@ impl Docker {
     }
 
     pub(super) async fn list_ours(&self) -> Result<Vec<ContainerInfo>> {
-        let options = ListContainersOptionsBuilder::default().all(true).build();
-        let call = self.client.api.list_containers(Some(options));
-        let all = self.client.ask("listing containers", call).await?;
+        let all = self.client.containers("listing containers", None).await?;
         let ours = all.into_iter().filter_map(|summary| {
             let labels = summary.labels.unwrap_or_default();
             let labelled = labels.get(LABEL_OWNER).is_some_and(|owner| owner == OWNER);

@@ -24,12 +24,10 @@ impl Youki {
     pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId> {
         check::request(spec)?;
         let rootfs = self.0.images.prepare(&spec.image).await?;
-        let (spec, id) = (spec.clone(), spec.id.clone());
-        self.blocking(format!("creating container {id}"), move |inner| {
-            inner.create(&spec, rootfs)
-        })
-        .await?;
-        Ok(id)
+        let wanted = spec.clone();
+        let create = move |inner: &Inner, _: &_| inner.create(&wanted, rootfs);
+        self.of(&spec.id, "creating", create).await?;
+        Ok(spec.id.clone())
     }
 }
 

@@ -27,16 +27,13 @@ enum End {
 impl Youki {
     pub(super) async fn wait_container(&self, id: &ContainerId) -> Result<ExitStatus> {
         loop {
-            let (action, asked) = (format!("waiting for container {id}"), id.clone());
-            let end = self
-                .blocking(action.clone(), move |inner| inner.end(&asked))
-                .await?;
-            let monitor = match end {
+            match self.of(id, "waiting for", Inner::end).await? {
                 End::Known(exit) => return Ok(exit),
-                End::After(monitor) => monitor,
-            };
-            let ended = monitor.ended().await;
-            ended.map_err(failed(action))?;
+                End::After(monitor) => {
+                    let ended = monitor.ended().await;
+                    ended.map_err(failed(format!("waiting for container {id}")))?;
+                }
+            }
         }
     }
 }

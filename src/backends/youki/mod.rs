@@ -23,8 +23,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::EngineConfig;
-use crate::rootless;
+use super::{Engine, EngineConfig};
+use crate::image::{ImageAdmin, NodeImages, Store};
+use crate::rootless::{self, Rootless};
 use crate::runtime::folder::{Folder, Folders};
 use crate::runtime::log::follow_files;
 use crate::runtime::monitor as monitor_program;
@@ -35,10 +36,41 @@ use crate::runtime::{
     ExecSpec, ExitStatus, LogPart, Result, RuntimeError, RuntimeInfo, check,
 };
 use crate::sys::program::ReadOnlyProgram;
-use crate::sys::rlimit;
+use crate::sys::{capability, rlimit};
 
 /// Name of the engine.
 const NAME: &str = "youki";
+
+/// Opens the engine.
+///
+/// # Errors
+/// What this machine or this user lacks for it.
+pub async fn open(config: EngineConfig) -> Result<Engine> {
+    let lacking = |error: &dyn fmt::Display| RuntimeError::Invalid(format!("{NAME}: {error}"));
+    capability::check().map_err(|error| lacking(&error))?;
+    let rootless = rootless::current();
+    if let Some(Err(error)) = rootless.map(Rootless::cgroup) {
+        return Err(lacking(&error));
+    }
+    let store = Store::open(&config.state_dir)?;
+    let runtime = Youki::open(config, Arc::new(Arc::clone(&store))).await?;
+    Ok(Engine {
+        runtime: Arc::new(runtime),
+        images: Arc::new(NodeImages(store)),
+        listens: rootless.is_some(),
+        maps_users: rootless.is_some(),
+    })
+}
+
+/// Opens its images, which needs no privileges.
+///
+/// # Errors
+/// When they cannot be read.
+pub async fn open_images(config: EngineConfig) -> Result<Arc<dyn ImageAdmin>> {
+    let open = move || Ok(Store::open(&config.state_dir).map_err(RuntimeError::from)?);
+    let store = runtime::blocking(NAME, "opening its images", open).await?;
+    Ok(Arc::new(NodeImages(store)))
+}
 
 /// Where the engine takes root file systems from.
 #[async_trait]
@@ -145,6 +177,17 @@ impl Youki {
         let inner = Arc::clone(&self.0);
         runtime::blocking(NAME, action, move || work(&inner)).await
     }
+
+    /// Does something with a container off the async threads.
+    async fn of<T: Send + 'static>(
+        &self,
+        id: &ContainerId,
+        doing: &str,
+        work: impl FnOnce(&Inner, &ContainerId) -> Result<T, BoxError> + Send + 'static,
+    ) -> Result<T> {
+        let (action, id) = (format!("{doing} container {id}"), id.clone());
+        self.blocking(action, move |inner| work(inner, &id)).await
+    }
 }
 
 impl Inner {
@@ -196,11 +239,7 @@ impl ContainerRuntime for Youki {
     }
 
     async fn start(&self, id: &ContainerId) -> Result<()> {
-        let id = id.clone();
-        self.blocking(format!("starting container {id}"), move |inner| {
-            inner.start(&id)
-        })
-        .await
+        self.of(id, "starting", Inner::start).await
     }
 
     async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
@@ -208,27 +247,16 @@ impl ContainerRuntime for Youki {
     }
 
     async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()> {
-        let id = id.clone();
-        self.blocking(format!("signalling container {id}"), move |inner| {
-            inner.kill(&id, signal)
-        })
-        .await
+        let kill = move |inner: &Inner, id: &_| inner.kill(id, signal);
+        self.of(id, "signalling", kill).await
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<()> {
-        let id = id.clone();
-        self.blocking(format!("removing container {id}"), move |inner| {
-            inner.remove(&id)
-        })
-        .await
+        self.of(id, "removing", Inner::remove).await
     }
 
     async fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo> {
-        let id = id.clone();
-        self.blocking(format!("inspecting container {id}"), move |inner| {
-            inner.inspect(&id)
-        })
-        .await
+        self.of(id, "inspecting", Inner::inspect).await
     }
 
     async fn list(&self) -> Result<Vec<ContainerInfo>> {
@@ -238,20 +266,13 @@ impl ContainerRuntime for Youki {
     }
 
     async fn logs(&self, id: &ContainerId, limit: usize) -> Result<Vec<u8>> {
-        let id = id.clone();
-        self.blocking(format!("reading the log of container {id}"), move |inner| {
-            inner.logs(&id, limit)
-        })
-        .await
+        let logs = move |inner: &Inner, id: &_| inner.logs(id, limit);
+        self.of(id, "reading the log of", logs).await
     }
 
     async fn follow(&self, id: &ContainerId, tail: usize, to: mpsc::Sender<LogPart>) -> Result<()> {
-        let known = id.clone();
-        let folder = self
-            .blocking(format!("reading the log of container {id}"), move |inner| {
-                Ok(inner.known(&known)?.1.state)
-            })
-            .await?;
+        let folder = |inner: &Inner, id: &_| Ok(inner.known(id)?.1.state);
+        let folder = self.of(id, "reading the log of", folder).await?;
         follow_files(folder, tail, self.wait(id), to).await
     }
 
