@@ -255,7 +255,7 @@ async fn a_snapshotter_that_containerd_does_not_know_is_refused_at_the_start() {
     };
     let another = node.another(|config| config.snapshotter = Some("nowhere".to_owned()));
     let refused: Result<std::sync::Arc<dyn ContainerRuntime>, _> = another.await;
-    let refused = refused.err().expect("no such snapshotter");
+    let refused = refused.expect_err("no such snapshotter");
     assert!(matches!(refused, RuntimeError::Invalid(_)), "{refused}");
     let text = refused.to_string();
     for part in ["\"nowhere\"", "--snapshotter", "proxy_plugins"] {
