@@ -169,15 +169,9 @@ pub(crate) async fn add_layers<S: BlobStore>(
         .buffer_unordered(PARALLEL)
         .collect()
         .await;
-    let result: Result<()> = results.into_iter().collect();
-    if let Err(error) = &result
-        && !may_pass(error)
-    {
-        for layer in &layers {
-            store.forget(layer).await;
-        }
-    }
-    result
+    let added: Result<()> = results.into_iter().collect();
+    forget_damaged(store, &layers, &added).await;
+    added
 }
 
 /// Brings one layer into a store, if it is missing.
@@ -188,7 +182,18 @@ pub(crate) async fn add_layer<S: BlobStore>(
     layer: &Layer,
     source: &Source<'_>,
 ) -> Result<()> {
-    finish(layer, come(store, hold, layer, source).await).await
+    let added = finish(layer, come(store, hold, layer, source).await).await;
+    forget_damaged(store, std::slice::from_ref(layer), &added).await;
+    added
+}
+
+/// Has a store forget what came of layers, unless the next pull may go on there.
+async fn forget_damaged<S: BlobStore>(store: &S, layers: &[Layer], added: &Result<()>) {
+    if added.as_ref().is_err_and(|error| !may_pass(error)) {
+        for layer in layers {
+            store.forget(layer).await;
+        }
+    }
 }
 
 /// Writes a layer's blob, unless it is there or somebody else has done so meanwhile.
