@@ -306,6 +306,34 @@ async fn a_container_stands_on_another_snapshotter() {
 }
 
 #[tokio::test]
+async fn name_files_are_mounted_where_the_images_links_lead() {
+    let native = |config: &mut backendai_agent::backends::EngineConfig| {
+        config.snapshotter = Some("native".to_owned());
+    };
+    for change in [|_: &mut _| {}, native] {
+        let Some(node) = Node::with(change).await else {
+            return;
+        };
+        // busybox's `/etc/hostname` is a link to `/etc/passwd`, which is not there.
+        let spec = node.shell("cat /etc/hostname; hostname");
+        let id = node.launch(&spec).await;
+        node.runtime.wait(&id).await.expect("wait");
+        let log = node.runtime.logs(&id, 100).await.expect("logs");
+        assert_eq!(log, b"inside\ninside\n");
+        let known = node.ctr(&["containers", "info", &id.0]);
+        let known: serde_json::Value = serde_json::from_str(&known).expect("json");
+        let mounts = known["Spec"]["mounts"].as_array().expect("mounts");
+        let targets = mounts.iter().map(|it| it["destination"].as_str());
+        let targets: Vec<_> = targets
+            .flatten()
+            .filter(|it| it.starts_with("/etc/"))
+            .collect();
+        assert_eq!(targets, ["/etc/passwd", "/etc/hosts"]);
+        node.runtime.remove(&id).await.expect("remove");
+    }
+}
+
+#[tokio::test]
 async fn an_image_is_handed_on_with_the_digests_it_has() {
     let Some(node) = Node::new().await else {
         return;

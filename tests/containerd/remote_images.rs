@@ -1,7 +1,7 @@
 //! Images whose layers a snapshotter has by itself: what it takes is not fetched, what it does not take is.
 
 use backendai_agent::image::{ImageError, PullOptions};
-use backendai_agent::runtime::{ContainerRuntime, RuntimeError};
+use backendai_agent::runtime::RuntimeError;
 use indicatif::ProgressBar;
 
 use crate::away::in_time;
@@ -254,8 +254,7 @@ async fn a_snapshotter_that_containerd_does_not_know_is_refused_at_the_start() {
         return;
     };
     let another = node.another(|config| config.snapshotter = Some("nowhere".to_owned()));
-    let refused: Result<std::sync::Arc<dyn ContainerRuntime>, _> = another.await;
-    let refused = refused.expect_err("no such snapshotter");
+    let refused = another.await.expect_err("no such snapshotter");
     assert!(matches!(refused, RuntimeError::Invalid(_)), "{refused}");
     let text = refused.to_string();
     for part in ["\"nowhere\"", "--snapshotter", "proxy_plugins"] {

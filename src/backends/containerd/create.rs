@@ -1,6 +1,7 @@
 //! `create`: snapshot, network and cgroups side by side, then the container, then its task. `remove` undoes any part.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::{
@@ -12,6 +13,7 @@ use tonic::{Code, Status};
 
 use super::client::{engine_error, failed};
 use super::record::{Kept, LABEL_NAME};
+use super::root::Layers;
 use super::{Inner, LOGS, NAME};
 use crate::image::engine::Known;
 use crate::runtime::folder::Folder;
@@ -19,7 +21,9 @@ use crate::runtime::network::Attachment;
 use crate::runtime::oci::{self, Placement};
 use crate::runtime::record::{Claim, Record};
 use crate::runtime::sandbox::Room;
-use crate::runtime::{ContainerId, ContainerSpec, Result, RuntimeError, blocking, check, names};
+use crate::runtime::{
+    ContainerId, ContainerSpec, Mount, Result, RuntimeError, blocking, check, names,
+};
 
 /// Type of an OCI runtime spec in containerd's records.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -81,7 +85,9 @@ impl Inner {
         let mut full = spec.clone();
         full.limits = room.limits;
         let name_files = names::mounts(spec, address, folder.path());
-        full.mounts.extend(name_files.map_err(broken)?);
+        let name_files = name_files.map_err(broken)?;
+        full.mounts
+            .extend(where_they_lead(spec, name_files, Layers::of(&mounts)).await);
         let place = Placement {
             netns: attachment.map(|it| it.netns),
             image_env: image.info.env.clone(),
@@ -151,6 +157,26 @@ impl Inner {
                 .unwrap_or_else(|| failed(action(&spec.id))(status))
         })
     }
+}
+
+/// Mounts files where the image's links lead, unless the request has mounts on the way.
+async fn where_they_lead(
+    spec: &ContainerSpec,
+    mut files: Vec<Mount>,
+    layers: Layers,
+) -> Vec<Mount> {
+    let covered = |path: &Path| spec.mounts.iter().any(|it| path.starts_with(&it.target));
+    let resolved = files.clone();
+    let resolved = tokio::task::spawn_blocking(move || {
+        let ends = resolved.iter().map(|file| layers.resolve(&file.target));
+        ends.collect::<Vec<_>>()
+    });
+    for (file, end) in files.iter_mut().zip(resolved.await.unwrap_or_default()) {
+        if !covered(&file.target) {
+            file.target = end;
+        }
+    }
+    files
 }
 
 /// What runc and its like say of a request that is wrong: a program, folder or capability that is not there.

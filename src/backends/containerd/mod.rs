@@ -24,6 +24,7 @@ mod images;
 mod life;
 mod record;
 mod remove;
+mod root;
 mod store;
 mod unpack;
 
