@@ -1,8 +1,10 @@
 //! The daemon dies, freezes, restarts: containers live on, calls fail by their limits and say so, all is found again.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use backendai_agent::backends::EngineConfig;
 use backendai_agent::runtime::{ContainerState, Mount, MountKind, NetworkMode};
 
 use crate::away::{Wait, assert_nothing_answers, in_time};
@@ -161,4 +163,48 @@ fn assert_nothing_left(node: &Node) {
     assert_eq!(active.count(), 0, "{snapshots}");
     assert_eq!(node.ctr(&["tasks", "ls", "-q"]), "");
     assert_eq!(node.ctr(&["containers", "ls", "-q"]), "");
+}
+
+/// A handler that takes long to start programs in containers: the time of such a program is over before it runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_starts_after_its_time_is_ended() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (handler, started) = (folder.path().join("slow"), folder.path().join("started"));
+    let script = format!(
+        "#!/bin/sh\nfor word; do [ \"$word\" != exec ] || slow=yes; done\n\
+         [ -z \"$slow\" ] || sleep 1\nrunc \"$@\"; code=$?\n\
+         [ -z \"$slow\" ] || touch {}\nexit $code\n",
+        started.display()
+    );
+    fs::write(&handler, script).expect("a file");
+    fs::set_permissions(&handler, Permissions::from_mode(0o755)).expect("our file");
+    let slow = |config: &mut EngineConfig| config.handler = Some(handler.display().to_string());
+    let Some(node) = Node::with(slow).await else {
+        return;
+    };
+    let id = node.launch(&node.shell("sleep 1000")).await;
+    let mark = format!("1002.{}", std::process::id());
+    let mut program = exec_spec(&["sleep", &mark]);
+    program.time_limit = Duration::from_millis(100);
+    let error = node.runtime.exec(&id, &program).await;
+    assert!(error.expect_err("too long").to_string().contains("100ms"));
+    let ended = async {
+        while !started.exists() || runs(&mark) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    in_time(ended).await;
+    node.runtime.remove(&id).await.expect("remove");
+    assert_nothing_left(&node);
+}
+
+/// Whether a process somewhere on this machine has such a word in its command.
+fn runs(word: &str) -> bool {
+    let entries = fs::read_dir("/proc").expect("proc").flatten();
+    entries
+        .map(|entry| fs::read(entry.path().join("cmdline")).unwrap_or_default())
+        .any(|line| {
+            line.split(|byte| *byte == 0)
+                .any(|it| it == word.as_bytes())
+        })
 }

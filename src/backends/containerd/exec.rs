@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use containerd_client::services::v1::{
-    Container, DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest, WaitRequest,
+    Container, DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest, StartResponse,
+    WaitRequest,
 };
 use prost_types::Any;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::net::unix::pipe::{OpenOptions, Receiver};
+use tokio::sync::Mutex;
 
-use super::client::{absent_is_done, engine_error, failed};
+use super::client::{Answer, absent_is_done, engine_error, failed};
 use super::create::refused;
 use super::{Inner, NAME};
 use crate::runtime::oci;
@@ -28,21 +30,26 @@ struct Exec {
     container: ContainerId,
     id: String,
     folder: PathBuf,
+    /// Held while the start goes on.
+    start: Arc<Mutex<()>>,
 }
 
 impl Drop for Exec {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
         let (engine, container, id) = (
             Arc::clone(&self.engine),
             self.container.0.clone(),
             self.id.clone(),
         );
+        let (start, folder) = (Arc::clone(&self.start), self.folder.clone());
         let Ok(tokio) = tokio::runtime::Handle::try_current() else {
+            let _ = fs::remove_dir_all(folder);
             return;
         };
         self.engine.background.spawn_on(
             async move {
+                let _started = start.lock().await;
+                let _ = fs::remove_dir_all(folder);
                 let kill = KillRequest {
                     container_id: container.clone(),
                     exec_id: id.clone(),
@@ -79,6 +86,7 @@ pub(super) async fn exec(
         container: container.clone(),
         folder: engine.run_dir.join("containerd").join(&id),
         id,
+        start: Arc::default(),
     };
     match tokio::time::timeout(spec.time_limit, exec.run(&record, spec, &action)).await {
         Ok(done) => done,
@@ -117,11 +125,7 @@ impl Exec {
         };
         let made = engine.client.ask(request).await;
         made.map_err(failed(action))?;
-        let start = StartRequest {
-            container_id: self.container.0.clone(),
-            exec_id: self.id.clone(),
-        };
-        let started = engine.client.ask(start).await;
+        let (started, out, err) = self.start_program(out, err).await.map_err(broken)?;
         started.map_err(|status| match refused(&status) {
             Some(text) => RuntimeError::Invalid(format!("{action}: {text}")),
             None => failed(action)(status),
@@ -135,6 +139,26 @@ impl Exec {
             stdout,
             stderr,
         })
+    }
+
+    /// Starts the program, whose output somebody must be there to read. To its end, also when the program's time is over
+    /// meanwhile: a handler that is killed on the way may leave a program behind that nobody knows.
+    async fn start_program(
+        &self,
+        out: Receiver,
+        err: Receiver,
+    ) -> io::Result<(Answer<StartResponse>, Receiver, Receiver)> {
+        let (engine, start) = (Arc::clone(&self.engine), Arc::clone(&self.start));
+        let request = StartRequest {
+            container_id: self.container.0.clone(),
+            exec_id: self.id.clone(),
+        };
+        let held = start.lock_owned().await;
+        let started = self.engine.background.spawn(async move {
+            let _held = held;
+            (engine.client.ask(request).await, out, err)
+        });
+        started.await.map_err(io::Error::other)
     }
 }
 
