@@ -40,8 +40,10 @@ agent=${BACKENDAI_AGENT_BIN:-$repo/target/release/backendai-agent}
 [ -n "$inside" ] || need_runtime
 if [ -z "$inside${BACKENDAI_AGENT_BIN:-}" ]; then
   need_build
-  say "building the agent"
-  cargo build --release --quiet
+  say "building the agent: the first time takes some minutes"
+  quiet=yes
+  [ ! -t 2 ] || quiet=  # a person sees how far it is
+  cargo build --release ${quiet:+--quiet}
 fi
 tar=$(scripts/kernel-image.sh python)
 name=$(scripts/kernel-image.sh --ref python)
