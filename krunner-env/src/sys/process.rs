@@ -198,7 +198,11 @@ mod tests {
         let processors = std::thread::available_parallelism().expect("processors");
         std::thread::scope(|scope| {
             for _ in 0..=2 * processors.get() {
-                scope.spawn(|| while !done.load(Ordering::Relaxed) {});
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
             }
             let begun = Instant::now();
             let pid = spawn(&Program {

@@ -19,7 +19,11 @@ impl Busy {
         let processors = std::thread::available_parallelism().expect("processors");
         let spin = |_| {
             let done = Arc::clone(&done);
-            std::thread::spawn(move || while !done.load(Ordering::Relaxed) {})
+            std::thread::spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
         };
         let threads = (0..=2 * processors.get()).map(spin).collect();
         Self { done, threads }
