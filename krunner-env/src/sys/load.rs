@@ -13,12 +13,16 @@ const LOADAVG: &str = "/proc/loadavg";
 /// Whether more threads want to run than two for each processor: so it is while many kernels start at once, or on a node
 /// whose kernels compute on all processors. A machine that does not tell counts as free.
 pub(crate) fn is_busy() -> bool {
-    // SAFETY: no pointers.
-    let processors = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
     let running = std::fs::read_to_string(LOADAVG)
         .ok()
         .and_then(|text| running(&text));
-    running.is_some_and(|running| running > 2 * processors.max(1))
+    running.is_some_and(|running| running > 2 * processors())
+}
+
+/// All that the machine has, also where this process is kept to some of them.
+pub(super) fn processors() -> libc::c_long {
+    // SAFETY: no pointers.
+    unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1)
 }
 
 /// Sleeps until the machine has a processor free, or [`PATIENCE`] is over.

@@ -195,9 +195,8 @@ mod tests {
     #[test]
     fn a_patient_child_lets_others_go_first_but_not_for_ever() {
         let done = AtomicBool::new(false);
-        let processors = std::thread::available_parallelism().expect("processors");
         std::thread::scope(|scope| {
-            for _ in 0..=2 * processors.get() {
+            for _ in 0..=2 * load::processors() {
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
                         std::hint::spin_loop();
