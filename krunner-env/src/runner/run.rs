@@ -380,10 +380,9 @@ impl Runner {
         }
     }
 
-    /// Starts the interpreter of queries, if the kernel has one. That it is missing is told when it is asked for.
     /// Starts the interpreter before anybody asks for it; on a busy machine, where other kernels may be starting, later.
     pub(super) fn warm_up(&mut self) {
-        if load::is_busy() {
+        if self.settings.language.query == Query::Python && load::is_busy() {
             self.debug("the interpreter waits for a free processor");
             let now = Instant::now();
             self.warm_up = Some((now + load::LOOK_AGAIN, now + load::PATIENCE));
@@ -408,6 +407,7 @@ impl Runner {
         }
     }
 
+    /// Starts the interpreter of queries, if the kernel has one. That it is missing is told when it is asked for.
     pub(super) fn start_interpreter(&mut self) {
         self.warm_up = None;
         if self.settings.language.query != Query::Python {
