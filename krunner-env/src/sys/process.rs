@@ -196,7 +196,7 @@ mod tests {
     fn a_patient_child_lets_others_go_first_but_not_for_ever() {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for _ in 0..=2 * load::processors() {
+            for _ in 0..8 * load::processors() {
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
                         std::hint::spin_loop();
