@@ -68,13 +68,15 @@ fn a_kernel_that_kills_everything_ends_only_itself() {
 #[test]
 fn a_fork_bomb_is_bounded_and_goes_with_its_kernel() {
     let node = Node::busybox();
-    let bomb = "echo up; f() { f | f & }; f; sleep 1000";
+    // Out of memory, Linux takes one of the bomb and not who waits for it.
+    let bomb = "echo up; f() { f | f & }; (echo 1000 > /proc/self/oom_score_adj; f); sleep 1000";
     let mut run = node.start(&["--mem", "256m", "--exec", bomb]);
     assert_eq!(run.line(), "up\n");
     let outcome = node.run(&["--exec", "echo neighbour"]);
     assert_eq!((outcome.code, outcome.out.as_str()), (0, "neighbour\n"));
     run.signal(rustix::process::Signal::TERM);
-    assert_eq!(run.end().code, 143);
+    let outcome = run.end();
+    assert_eq!(outcome.code, 143, "{}", outcome.err);
     node.assert_nothing_left();
 }
 
@@ -90,6 +92,20 @@ fn a_kernel_that_takes_too_much_memory_is_told_and_gone() {
     assert_ne!(outcome.code, 0);
     assert_eq!(outcome.out, "up\n");
     assert!(outcome.err.contains("backendai-agent: "), "{}", outcome.err);
+    node.assert_nothing_left();
+}
+
+/// Each is smaller than the runner, which Linux would take first.
+#[test]
+fn many_small_programs_that_take_the_memory_leave_the_runner() {
+    let node = Node::busybox();
+    // A shell that becomes another one keeps no list of its children, and so stays small.
+    let one_more =
+        "sleep 1000 > /dev/null 2>&1 & [ $1 = 2000 ] && exit 42; exec sh more $(($1 + 1))";
+    let many = format!("echo '{one_more}' > more; exec sh more 1");
+    let outcome = node.run(&["--mem", "64m", "--exec", &many]);
+    // The shell itself may be the one that Linux takes.
+    assert!([42, 137].contains(&outcome.code), "{}", outcome.err);
     node.assert_nothing_left();
 }
 

@@ -28,7 +28,16 @@ pub(crate) struct Program<'a> {
     pub(crate) patient: bool,
 }
 
-/// Starts a child: own session and process group, killed when the runner dies, default signal actions, nothing blocked.
+/// Where a process's share in the choice of whom Linux ends when memory is short is read and set.
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+/// The most that Linux takes there.
+const OOM_SCORE_MOST: i32 = 1000;
+/// How much a child's share is above the runner's, in thousandths of the memory that there is: of the smallest that a kernel
+/// gets it is more than the runner needs.
+const OOM_SHARE: i32 = 100;
+
+/// Starts a child: own session and process group, killed when the runner dies, default signal actions, nothing blocked, and
+/// ended before the runner when the kernel is out of memory.
 /// If the file cannot be executed, the child says so on its descriptor 2 and ends with 127.
 ///
 /// # Errors
@@ -103,6 +112,7 @@ impl Child<'_> {
             if libc::getppid().unsigned_abs() != self.parent {
                 libc::_exit(127);
             }
+            go_before_the_runner();
             if self.patient {
                 super::load::wait_until_free();
             }
@@ -130,6 +140,16 @@ impl Child<'_> {
             libc::write(2, self.complaint.as_ptr().cast(), self.complaint.len());
             libc::_exit(127)
         }
+    }
+}
+
+/// Without it the runner, larger than a small program, would be taken for many of those, and the kernel with it. Where Linux
+/// refuses, all stay equal.
+fn go_before_the_runner() {
+    let score = std::fs::read_to_string(OOM_SCORE).ok();
+    if let Some(score) = score.and_then(|score| score.trim().parse::<i32>().ok()) {
+        let more = score.saturating_add(OOM_SHARE).min(OOM_SCORE_MOST);
+        let _ = std::fs::write(OOM_SCORE, more.to_string());
     }
 }
 
@@ -190,6 +210,28 @@ mod tests {
 
     use super::super::load;
     use super::*;
+
+    #[test]
+    fn out_of_memory_a_child_goes_before_the_runner() {
+        let own = std::fs::read_to_string(OOM_SCORE).expect("a score");
+        let own: i32 = own.trim().parse().expect("a number");
+        let look = format!(
+            "read score < {OOM_SCORE}; [ $score -gt {own} ] || [ $score = {OOM_SCORE_MOST} ]"
+        );
+        let pid = spawn(&Program {
+            file: Path::new("/bin/sh"),
+            argv: &["sh".into(), "-c".into(), look.into()],
+            environment: &[],
+            folder: Path::new("/"),
+            fds: &[],
+            patient: false,
+        })
+        .expect("a child");
+        let mut status = -1;
+        // SAFETY: `status` is a valid place.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        assert_eq!(status, 0);
+    }
 
     /// A lower bound: more than the processors can do wants to run all the time.
     #[test]
