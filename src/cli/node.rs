@@ -83,11 +83,27 @@ pub(super) fn engine_config(common: &CommonArgs) -> EngineConfig {
 }
 
 /// Whose kernels' files must be: those of an ordinary user's agent cannot be given to others, and where users inside have
-/// other numbers there is nobody inside who could have them.
-pub fn own_user(engine: &Engine) -> Option<(u32, u32)> {
+/// other numbers there is nobody inside who could have them. `wanted` is the user of the option named.
+///
+/// # Errors
+/// When the option wants somebody else.
+pub fn own_user(
+    engine: &Engine,
+    option: &str,
+    wanted: Option<u32>,
+) -> anyhow::Result<Option<(u32, u32)>> {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-    let is_bound = !user.is_root() && !engine.maps_users;
-    is_bound.then(|| (user.as_raw(), group.as_raw()))
+    if user.is_root() || engine.maps_users {
+        return Ok(None);
+    }
+    let (user, group) = (user.as_raw(), group.as_raw());
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != user) {
+        anyhow::bail!(
+            "{option} {wanted}: the agent is user {user}'s, who can give files to nobody else; leave the option out, or \
+             run the agent as root"
+        );
+    }
+    Ok(Some((user, group)))
 }
 
 /// What kernels see at `/opt/backend.ai`, unpacked once for each node.
@@ -118,8 +134,9 @@ pub async fn build(
         ..engine_config(&config.common)
     };
     let engine = open_with(config.common.runtime, kernels).await?;
-    let krunner = krunner(&config.common, &config.kernel.krunner).await?;
     let kernel = config.kernel;
+    let own_user = own_user(&engine, "--kernel-uid", Some(kernel.uid))?;
+    let krunner = krunner(&config.common, &kernel.krunner).await?;
     let host = kernel.host.clone();
     let jail = match kernel.sandbox {
         Sandbox::Docker => Vec::new(),
@@ -132,7 +149,7 @@ pub async fn build(
     let plan = PlanSettings {
         agent_id: place.identity.id,
         kernel_uid: kernel.uid,
-        own_user: own_user(&engine),
+        own_user,
         krunner,
         agent_socket: Some(config.front.helper_socket),
         vfolder_base: place.volume_mount.into(),

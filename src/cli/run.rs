@@ -112,7 +112,7 @@ pub async fn main(
     krunner: KrunnerSource,
 ) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
-    let place = open(&common, &krunner).await?;
+    let place = open(&common, &krunner, args.uid).await?;
     let (sender, stops) = mpsc::channel(4);
     let (tasks, ended) = (TaskTracker::new(), CancellationToken::new());
     let listening = listen(sender)?;
@@ -163,10 +163,14 @@ fn listen(stops: mpsc::Sender<Stop>) -> std::io::Result<impl Future<Output = ()>
     })
 }
 
-async fn open(common: &CommonArgs, krunner: &KrunnerSource) -> anyhow::Result<Place> {
+async fn open(
+    common: &CommonArgs,
+    krunner: &KrunnerSource,
+    uid: Option<u32>,
+) -> anyhow::Result<Place> {
     let engine = node::open_engine(common).await?;
     Ok(Place {
-        own_user: node::own_user(&engine),
+        own_user: node::own_user(&engine, "--uid", uid)?,
         runtime: engine.runtime,
         images: engine.images,
         connect: Arc::new(ZmqConnect),
