@@ -10,8 +10,9 @@ use crate::kernel::KernelHandle;
 use crate::kernel::live::{Container, Held, Live};
 use crate::kernel::mark;
 use crate::kernel::parts::Parts;
-use crate::kernel::plan::{KernelPorts, KernelSpec};
+use crate::kernel::ports::KernelPorts;
 use crate::kernel::scratch::Scratch;
+use crate::kernel::spec::KernelSpec;
 use crate::resource::spec::ResourceSpec;
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerState, LABEL_AGENT_ID, LABEL_KERNEL_ID, RuntimeError,

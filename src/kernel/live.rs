@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::Parts;
-use super::plan::KernelPorts;
+use super::ports::KernelPorts;
 use super::runner::Runner;
 use super::runner::link::Endpoint;
 use super::scratch::Scratch;

@@ -7,8 +7,10 @@ pub mod live;
 pub mod mark;
 pub mod parts;
 pub mod plan;
+pub mod ports;
 pub mod runner;
 pub mod scratch;
+pub mod spec;
 pub mod stats;
 mod task;
 

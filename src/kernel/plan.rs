@@ -5,23 +5,19 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::ports::KernelPorts;
 use super::scratch::Scratch;
+use super::spec::{KernelSpec, split_registry};
 use crate::agent::AgentError;
-use crate::agent::request::{KernelConfig, KernelId, ServicePort, VfolderMount};
+use crate::agent::request::{KernelConfig, KernelId, VfolderMount};
 use crate::krunner::{self, KrunnerEnv};
 use crate::resource::device::DeviceEffects;
 use crate::resource::spec::MountRecord;
 use crate::runtime::{
     ContainerId, ContainerSpec, DEFAULT_CAPABILITIES, LABEL_AGENT_ID, LABEL_KERNEL_ID, LABEL_OWNER,
-    LabelMap, Mount, MountKind, NetworkMode, OWNER, PortBinding, Seccomp,
+    LabelMap, Mount, MountKind, NetworkMode, OWNER, Seccomp,
 };
 
-/// The runner's command socket.
-pub const REPL_IN: u16 = 2000;
-/// The runner's output socket.
-pub const REPL_OUT: u16 = 2001;
-/// The terminal's input and output, for images of the legacy `git` runtime.
-const TERMINAL: [u16; 2] = [2002, 2003];
 /// Where the runner's layer is shown.
 const KRUNNER: &str = krunner::MOUNT_POINT;
 /// The user's home.
@@ -76,129 +72,6 @@ impl NoNewPrivileges {
             Self::UidMatch => spec.uid_match,
             Self::Everybody => true,
         }
-    }
-}
-
-/// What the image says of its kernels.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KernelSpec {
-    /// The user inside gets the uid of the agent's choice.
-    pub uid_match: bool,
-    /// Variables that are set to the number of cores.
-    pub core_count_variables: Vec<String>,
-    /// What the image is built on, as it says; empty when it does not.
-    pub distro: String,
-    /// Language of the runner.
-    pub runtime_type: String,
-    /// Interpreter or compiler.
-    pub runtime_path: Option<String>,
-    /// Service ports; host ports are still 0.
-    pub services: Vec<ServicePort>,
-    /// Whether it has the legacy terminal ports.
-    pub terminal: bool,
-}
-
-impl KernelSpec {
-    /// Reads an image's labels.
-    ///
-    /// # Errors
-    /// [`AgentError::Value`] or [`AgentError::Assertion`] with 19.03's texts when a service port is wrong.
-    pub fn parse(image: &str, labels: &LabelMap) -> Result<Self, AgentError> {
-        let label = |name: &str| labels.get(name).map_or("", String::as_str).trim();
-        let (_, name) = split_registry(image);
-        let runtime_type = label("ai.backend.runtime-type");
-        Ok(Self {
-            uid_match: label("ai.backend.features")
-                .split(' ')
-                .any(|feature| feature == "uid-match"),
-            core_count_variables: items(label("ai.backend.envs.corecount")),
-            distro: label("ai.backend.base-distro").to_owned(),
-            runtime_type: if runtime_type.is_empty() {
-                "python"
-            } else {
-                runtime_type
-            }
-            .to_owned(),
-            runtime_path: Some(label("ai.backend.runtime-path").to_owned())
-                .filter(|path| !path.is_empty()),
-            services: parse_services(label("ai.backend.service-ports"))?,
-            terminal: name.contains("git"),
-        })
-    }
-
-    /// The container's ports, in the order in which host ports are dealt.
-    #[must_use]
-    pub fn ports(&self) -> Vec<u16> {
-        let services = self.services.iter().map(|service| service.container_port);
-        let terminal = if self.terminal {
-            TERMINAL.as_slice()
-        } else {
-            &[]
-        };
-        [REPL_IN, REPL_OUT]
-            .into_iter()
-            .chain(services)
-            .chain(terminal.iter().copied())
-            .collect()
-    }
-}
-
-/// Host ports of a kernel by their purpose.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KernelPorts {
-    /// Every forwarded port.
-    pub bindings: Vec<PortBinding>,
-    /// The runner's command socket.
-    pub repl_in: u16,
-    /// The runner's output socket.
-    pub repl_out: u16,
-    /// The terminal's input, 0 without one.
-    pub stdin: u16,
-    /// The terminal's output, 0 without one.
-    pub stdout: u16,
-    /// Service ports with their host ports.
-    pub services: Vec<ServicePort>,
-}
-
-impl KernelPorts {
-    /// Sorts forwarded ports by their purpose; a port that is not forwarded counts as 0.
-    #[must_use]
-    pub fn new(spec: &KernelSpec, bindings: Vec<PortBinding>) -> Self {
-        let host = |port: u16| {
-            bindings
-                .iter()
-                .find(|b| b.container == port)
-                .map_or(0, |b| b.host)
-        };
-        let services = spec.services.iter().cloned();
-        Self {
-            repl_in: host(REPL_IN),
-            repl_out: host(REPL_OUT),
-            stdin: host(TERMINAL[0]),
-            stdout: host(TERMINAL[1]),
-            services: services
-                .map(|s| ServicePort {
-                    host_port: host(s.container_port),
-                    ..s
-                })
-                .collect(),
-            bindings,
-        }
-    }
-
-    /// Deals `host` ports to the image's ports in order.
-    #[must_use]
-    pub fn deal(spec: &KernelSpec, host: &[u16]) -> Self {
-        let ports = spec.ports().into_iter().zip(host);
-        Self::new(
-            spec,
-            ports
-                .map(|(container, host)| PortBinding {
-                    host: *host,
-                    container,
-                })
-                .collect(),
-        )
     }
 }
 
@@ -411,22 +284,6 @@ fn labels(settings: &PlanSettings, input: &PlanInput<'_>) -> LabelMap {
     all
 }
 
-/// Registry and the rest of a canonical reference.
-fn split_registry(image: &str) -> (&str, &str) {
-    match image.split_once('/') {
-        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
-        _ => ("", image),
-    }
-}
-
-fn items(text: &str) -> Vec<String> {
-    text.split(',')
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
-        .map(str::to_owned)
-        .collect()
-}
-
 fn set(environ: &mut Vec<(String, String)>, name: &str, value: String) {
     match environ.iter_mut().find(|(known, _)| known == name) {
         Some(entry) => entry.1 = value,
@@ -447,43 +304,6 @@ fn check_relative(part: &str) -> Result<(), AgentError> {
             part.into(),
         ]))
     }
-}
-
-/// 19.03's rules and texts (5.6).
-fn parse_services(text: &str) -> Result<Vec<ServicePort>, AgentError> {
-    items(text).iter().map(|item| parse_service(item)).collect()
-}
-
-fn parse_service(item: &str) -> Result<ServicePort, AgentError> {
-    let value = |texts: &[&str]| AgentError::Value(texts.iter().map(ToString::to_string).collect());
-    let parts: Vec<&str> = item.split(':').collect();
-    let [name, protocol, port] = parts.as_slice() else {
-        return Err(value(&["Invalid service port definition format", item]));
-    };
-    if !matches!(*protocol, "tcp" | "pty" | "http") {
-        return Err(AgentError::Assertion(format!(
-            "Unsupported service port protocol: {protocol}"
-        )));
-    }
-    let number: i64 = port
-        .parse()
-        .map_err(|_| value(&["Invalid port number", port]))?;
-    if number <= 1024 {
-        return Err(value(&["Service port number must be larger than 1024."]));
-    }
-    if [i64::from(REPL_IN), i64::from(REPL_OUT)].contains(&number) {
-        return Err(value(&[
-            "Service port 2000 and 2001 is reserved for internal use.",
-        ]));
-    }
-    let container_port =
-        u16::try_from(number).map_err(|_| value(&["Invalid port number", port]))?;
-    Ok(ServicePort {
-        name: (*name).into(),
-        protocol: (*protocol).into(),
-        container_port,
-        host_port: 0,
-    })
 }
 
 #[cfg(test)]
@@ -721,38 +541,6 @@ mod tests {
         ]
         .map(|choice| choice.hold_for(&plain));
         assert_eq!(held, [false, false, true]);
-    }
-
-    #[test]
-    fn an_image_with_git_in_its_name_has_the_terminal_ports() {
-        let git =
-            KernelSpec::parse("reg.example:5000/x/digits:1", &LabelMap::new()).expect("no labels");
-        assert_eq!(git.ports(), [2000, 2001, 2002, 2003]);
-        let registry =
-            KernelSpec::parse("git.example/x/python:1", &LabelMap::new()).expect("no labels");
-        assert_eq!(registry.ports(), [2000, 2001]);
-        assert_eq!(registry.runtime_type, "python");
-    }
-
-    #[test]
-    fn wrong_service_ports_are_refused_with_the_originals_texts() {
-        let refuse = |text: &str| parse_services(text).expect_err("wrong").to_string();
-        assert_eq!(refuse("a:b"), "Invalid service port definition format: a:b");
-        assert_eq!(
-            refuse("a:udp:3000"),
-            "Unsupported service port protocol: udp"
-        );
-        assert_eq!(refuse("a:tcp:x"), "Invalid port number: x");
-        assert_eq!(
-            refuse("a:tcp:80"),
-            "Service port number must be larger than 1024."
-        );
-        assert_eq!(
-            refuse("a:tcp:2001"),
-            "Service port 2000 and 2001 is reserved for internal use."
-        );
-        assert!(refuse("a:tcp:70000").starts_with("Invalid port number"));
-        assert_eq!(parse_services(" ,a:tcp:2002, ").expect("fine").len(), 1);
     }
 
     #[test]
