@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::path::Path;
 
-use super::{Bundle, Folder, Writer};
+use super::Bundle;
+use super::folder::Folder;
+use super::write::Writer;
 use crate::image::Added;
 use crate::image::error::{ImageError, Result};
 use crate::image::import::Destination as _;
