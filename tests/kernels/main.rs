@@ -40,6 +40,7 @@ mod daemons;
 mod ends;
 mod engines;
 mod files;
+mod images;
 mod inside;
 mod life;
 mod node;
