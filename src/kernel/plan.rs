@@ -35,7 +35,7 @@ pub struct PlanSettings {
     /// `LOCAL_USER_ID` of uid-match images.
     pub kernel_uid: u32,
     /// User and group of every kernel's programs where the agent can give a work folder to nobody else: an ordinary user's
-    /// agent on an engine of the machine's. Images with the feature `uid-match` keep their choice of the user.
+    /// agent on an engine of the machine's. `kernel_uid` is then the same user.
     pub own_user: Option<(u32, u32)>,
     /// What is shown at `/opt/backend.ai`, and whose runner it is.
     pub krunner: KrunnerEnv,
@@ -113,16 +113,15 @@ pub fn environ(
     effects: &DeviceEffects,
 ) -> Vec<(String, String)> {
     let mut all = config.environ.clone();
-    let own = settings.own_user;
-    let user = match spec.uid_match {
-        true => Some(settings.kernel_uid),
-        false => own.map(|(user, _)| user),
-    };
-    if let Some(user) = user {
-        set(&mut all, "LOCAL_USER_ID", user.to_string());
-    }
-    if let Some((_, group)) = own.filter(|(own, _)| user == Some(*own)) {
-        set(&mut all, "LOCAL_GROUP_ID", group.to_string());
+    match settings.own_user {
+        Some((user, group)) => {
+            set(&mut all, "LOCAL_USER_ID", user.to_string());
+            set(&mut all, "LOCAL_GROUP_ID", group.to_string());
+        }
+        None if spec.uid_match => {
+            set(&mut all, "LOCAL_USER_ID", settings.kernel_uid.to_string());
+        }
+        None => {}
     }
     let cores = effects.cores.unwrap_or_default().to_string();
     for name in &spec.core_count_variables {
@@ -414,7 +413,7 @@ mod tests {
     #[test]
     fn an_ordinary_users_kernels_are_the_users() {
         let settings = PlanSettings {
-            kernel_uid: 7,
+            kernel_uid: 1000,
             own_user: Some((1000, 100)),
             ..settings()
         };
@@ -428,12 +427,6 @@ mod tests {
         };
         let own = "LOCAL_USER_ID=1000 LOCAL_GROUP_ID=100";
         assert_eq!(ids("batch", &settings), own);
-        // As the operator chose.
-        assert_eq!(ids("uid-match", &settings), "LOCAL_USER_ID=7");
-        let settings = PlanSettings {
-            kernel_uid: 1000,
-            ..settings
-        };
         assert_eq!(ids("uid-match", &settings), own);
     }
 

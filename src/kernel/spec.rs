@@ -10,6 +10,7 @@ pub(super) const REPL_IN: u16 = 2000;
 pub(super) const REPL_OUT: u16 = 2001;
 /// The terminal's input and output, for images of the legacy `git` runtime.
 pub(super) const TERMINAL: [u16; 2] = [2002, 2003];
+
 /// What the image says of its kernels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelSpec {

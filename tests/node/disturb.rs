@@ -106,6 +106,11 @@ fn many_small_programs_that_take_the_memory_leave_the_runner() {
     let outcome = node.run(&["--mem", "64m", "--exec", &many]);
     // The shell itself may be the one that Linux takes.
     assert!([42, 137].contains(&outcome.code), "{}", outcome.err);
+    assert!(
+        outcome.err.contains("out of its memory of 64m"),
+        "{}",
+        outcome.err
+    );
     node.assert_nothing_left();
 }
 

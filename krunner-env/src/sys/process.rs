@@ -32,8 +32,8 @@ pub(crate) struct Program<'a> {
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 /// The most that Linux takes there.
 const OOM_SCORE_MOST: i32 = 1000;
-/// How much a child's share is above the runner's, in thousandths of the memory that there is: of the smallest that a kernel
-/// gets it is more than the runner needs.
+/// How much a child's share is above the runner's, in thousandths of the memory that there is: of 64 MiB it is four times what
+/// the runner needs.
 const OOM_SHARE: i32 = 100;
 
 /// Starts a child: own session and process group, killed when the runner dies, default signal actions, nothing blocked, and
