@@ -1,7 +1,9 @@
 //! The daemon dies, freezes, restarts: containers live on, calls fail by their limits and say so, all is found again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use backendai_agent::backends::EngineConfig;
@@ -154,7 +156,7 @@ fn assert_nothing_left(node: &Node) {
             .into_iter()
             .flatten();
         let left: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-        assert_eq!(left, Vec::<std::path::PathBuf>::new());
+        assert_eq!(left, Vec::<PathBuf>::new());
     }
     let snapshots = node.ctr(&["snapshots", "ls"]);
     let active = snapshots
@@ -163,6 +165,51 @@ fn assert_nothing_left(node: &Node) {
     assert_eq!(active.count(), 0, "{snapshots}");
     assert_eq!(node.ctr(&["tasks", "ls", "-q"]), "");
     assert_eq!(node.ctr(&["containers", "ls", "-q"]), "");
+}
+
+/// containerd loses a removal that comes while it deletes the folders of an earlier one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_containerd_misses_leaves_no_snapshot() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let before = snapshots(&node);
+    let large = node.launch(&node.shell("true")).await;
+    let folder = snapshots(&node).difference(&before).next().cloned();
+    let folder = folder.expect("a snapshot").join("fs/many");
+    for part in 0..20 {
+        let part = folder.join(part.to_string());
+        fs::create_dir_all(&part).expect("a folder");
+        for file in 0..1000 {
+            fs::write(part.join(file.to_string()), "").expect("a file");
+        }
+    }
+    let small = node.launch(&node.shell("true")).await;
+    for id in [&large, &small] {
+        in_time(node.runtime.wait(id)).await.expect("wait");
+    }
+    node.runtime.remove(&large).await.expect("remove");
+    let begun = async {
+        while fs::read_dir(&folder).is_ok_and(|all| all.count() == 20) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    in_time(begun).await;
+    node.runtime.remove(&small).await.expect("remove");
+    let gone = async {
+        while snapshots(&node) != before {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    in_time(gone).await;
+    assert_nothing_left(&node);
+}
+
+/// The folders of containerd's snapshots.
+fn snapshots(node: &Node) -> BTreeSet<PathBuf> {
+    let place = "root/io.containerd.snapshotter.v1.overlayfs/snapshots";
+    let all = fs::read_dir(node.daemon.folder().join(place)).expect("a folder");
+    all.map(|entry| entry.expect("entry").path()).collect()
 }
 
 /// A handler that takes long to start programs in containers: the time of such a program is over before it runs.

@@ -84,6 +84,12 @@ impl Client {
         }
     }
 
+    /// Has containerd collect what nothing refers to, and waits for it: a lease that goes is the way to ask for that.
+    pub async fn collect(&self) -> Answer<()> {
+        let id = self.lease().await?;
+        self.ask(DeleteRequest { id, sync: true }).await
+    }
+
     /// Puts something that may be there already under a lease.
     pub async fn hold(&self, lease: &str, kind: &str, id: &str) -> Answer<()> {
         let resource = Some(Resource {

@@ -16,6 +16,7 @@
 
 mod calls;
 mod client;
+mod collect;
 mod content;
 mod create;
 mod exec;
@@ -36,6 +37,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use self::client::{Client, engine_error, failed};
+use self::collect::Collector;
 use self::handler::Handler;
 use self::images::Images;
 use super::{Engine, EngineConfig};
@@ -79,8 +81,9 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
         cgroups: "/backendai".into(),
         open_files: rlimit::open_files_at_most(open_files.min(OPEN_FILES)),
     };
-    let runtime = Containerd(Arc::new(Inner {
+    let inner = Inner {
         sandbox: Sandbox::open(NAME, &config.run_dir, around)?,
+        collector: Collector::new(Arc::clone(&client)),
         client,
         images: Arc::clone(&images),
         handler,
@@ -88,9 +91,10 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
         run_dir: config.run_dir,
         names: Names::default(),
         background: TaskTracker::new(),
-    }));
+    };
+    inner.collector.soon(&inner.background);
     Ok(Engine {
-        runtime: Arc::new(runtime),
+        runtime: Arc::new(Containerd(Arc::new(inner))),
         images,
         listens: false,
         maps_users: false,
@@ -129,6 +133,8 @@ struct Inner {
     /// Network and cgroups.
     sandbox: Sandbox,
     folders: Folders,
+    /// What of removals is containerd's own affair.
+    collector: Collector,
     /// Folder for the pipes of programs that run in containers.
     run_dir: PathBuf,
     /// Names of containers that are being made.

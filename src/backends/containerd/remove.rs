@@ -65,6 +65,7 @@ impl Inner {
         };
         // Linux takes its time for either.
         let (engine, network) = tokio::join!(engine, self.sandbox.detach(id));
+        self.collector.soon(&self.background);
         engine?;
         network.map_err(|error| removing(id, error))?;
         let removed = self.folders.of(id).remove();
