@@ -165,5 +165,6 @@ impl Node for Agent {
         {
             tracing::warn!("some kernels' tasks did not end in time");
         }
+        self.parts.runtime.settle().await;
     }
 }

@@ -1,8 +1,12 @@
 //! `backendai-agent exec`.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{CommonArgs, kernels, node, pair};
 use crate::runtime::{ContainerRuntime, ContainerState, ExecOutput, ExecSpec};
@@ -11,7 +15,7 @@ use crate::runtime::{ContainerRuntime, ContainerState, ExecOutput, ExecSpec};
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = "The program comes after --. Its output is shown when it has ended, at most 16 MiB of each \
-                        stream; it gets no input. The exit status is the program's."
+                        stream; it gets no input. The exit status is the program's. SIGINT, SIGTERM and SIGHUP kill the program."
 )]
 pub struct ExecArgs {
     /// Id of a kernel or a container, or its beginning
@@ -49,9 +53,17 @@ pub async fn main(
 ) -> anyhow::Result<ExitCode> {
     let engine = node::open_to_operate(common, scratch_root).await?;
     let runtime = engine.runtime;
-    let output = exec(args, &*runtime).await?;
-    super::write(&mut std::io::stdout(), &output.stdout)?;
-    super::write(&mut std::io::stderr(), &output.stderr)?;
+    let ended = tokio::select! {
+        output = exec(args, &*runtime) => output,
+        status = stopped() => {
+            runtime.settle().await;
+            return Ok(ExitCode::from(status?));
+        }
+    };
+    runtime.settle().await;
+    let output = ended?;
+    super::write(&mut io::stdout(), &output.stdout)?;
+    super::write(&mut io::stderr(), &output.stderr)?;
     // What does not fit into a status is a failure all the same.
     Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(1)))
 }
@@ -75,6 +87,19 @@ pub async fn exec(args: ExecArgs, runtime: &dyn ContainerRuntime) -> anyhow::Res
         time_limit: Duration::from_secs(args.timeout),
     };
     Ok(runtime.exec(&container.id, &spec).await?)
+}
+
+/// Waits for a signal that ends the command, and its program with it; gives the exit status for the shell.
+async fn stopped() -> io::Result<u8> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let kind = tokio::select! {
+        _ = interrupt.recv() => Signal::INT,
+        _ = terminate.recv() => Signal::TERM,
+        _ = hangup.recv() => Signal::HUP,
+    };
+    Ok(u8::try_from(128 + kind.as_raw()).unwrap_or(u8::MAX))
 }
 
 fn user(text: &str) -> Result<(u32, u32), String> {

@@ -5,6 +5,7 @@
 //! `create` only after a `list`; `create` undoes itself on failure; ids are the engine's own (some take ours) and
 //! nobody above changes them; a limit that an engine cannot apply is an error, not a warning.
 
+mod background;
 pub mod cgroup;
 pub mod check;
 mod error;
@@ -30,6 +31,7 @@ use std::fmt;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+pub use self::background::settled;
 pub use self::error::{BoxError, RuntimeError, blocking, chain};
 pub use self::log::LogPart;
 pub use self::spec::{
@@ -119,8 +121,13 @@ pub trait ContainerRuntime: Send + Sync + fmt::Debug {
     /// Runs a program in the container and collects its output, within `spec.time_limit`; then it is killed and the
     /// call fails. The program shares the container's namespaces, cgroups, environment and restrictions; another user
     /// than root has no capabilities. What it leaves running does not hold the answer. A program or folder that is not
-    /// there, and a container that does not run, are [`RuntimeError::Invalid`].
+    /// there, and a container that does not run, are [`RuntimeError::Invalid`]. A call that is dropped ends its program, if
+    /// need be after the drop ([`Self::settle`]).
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput>;
+
+    /// Waits, not for ever, until what goes on after its callers were answered is over: to be called before the process
+    /// ends. An engine where nothing does so has nothing to do here.
+    async fn settle(&self) {}
 }
 
 /// Credentials for one registry.

@@ -10,6 +10,10 @@ use crate::support::{Node, Outcome, Run};
 impl Node {
     /// Another command of the program, on the same folders.
     fn operate(&self, args: &[&str]) -> Outcome {
+        Run::start(&mut self.operation(args)).end()
+    }
+
+    fn operation(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_backendai-agent"));
         // What comes after -- is not ours.
         let end = args.iter().position(|arg| *arg == "--");
@@ -17,7 +21,7 @@ impl Node {
         command.args(ours);
         self.settle(&mut command);
         command.args(theirs);
-        Run::start(&mut command).end()
+        command
     }
 
     /// The one of the listed kernels that this node has seen: a daemon lists those of other tests too.
@@ -74,12 +78,40 @@ fn a_running_kernel_is_listed_inspected_and_entered() {
     let outcome = node.operate(&args);
     assert_eq!(outcome.out, "b c 9001 /home/work\n");
     assert_eq!((outcome.code, outcome.err.as_str()), (7, "trouble\n"));
-    let late = ["exec", id, "--timeout", "1", "--", "sleep", "1000"];
+    let mark = format!("1003.{}", std::process::id());
+    let late = ["exec", id, "--timeout", "1", "--", "sleep", &mark];
     let outcome = node.operate(&late);
     assert_eq!(outcome.code, 1, "{}", outcome.err);
+    assert_gone(&mark);
+    let mark = format!("1005.{}", std::process::id());
+    let entered = Run::start(&mut node.operation(&["exec", id, "--", "sleep", &mark]));
+    while !sleeps(&mark) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    entered.signal(Signal::INT);
+    assert_eq!(entered.end().code, 130);
+    assert_gone(&mark);
     run.signal(Signal::INT);
     assert_eq!(run.end().code, 130);
     node.assert_nothing_left();
+}
+
+/// What was killed may take its time to go.
+fn assert_gone(mark: &str) {
+    let gone = (0..100).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        !sleeps(mark)
+    });
+    assert!(gone, "sleep {mark} runs on");
+}
+
+/// Whether a `sleep` of such a length runs somewhere on this machine.
+fn sleeps(mark: &str) -> bool {
+    let command = format!("sleep\0{mark}\0");
+    let entries = std::fs::read_dir("/proc").expect("proc").flatten();
+    entries
+        .map(|entry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default())
+        .any(|it| it == command.as_bytes())
 }
 
 #[test]

@@ -211,6 +211,7 @@ impl Node {
         let mut left = Vec::new();
         for folder in [
             "run/containers",
+            "run/containerd",
             "run/netns",
             "state/containers",
             "state/containerd/containers",

@@ -2,12 +2,13 @@
 //!
 //! Seen with 1.6.20, and the same in 2.4: a removal that comes while folders of an earlier collection are being deleted starts none of
 //! its own, so the last of many kernels could leave its folder until somebody changed anything in containerd. So a collection is
-//! asked for a while after removals, and after the agent's start; one for all of them, as it looks at everything that containerd has.
+//! asked for a while after removals, or at the agent's end; one for all of them, as it looks at everything that containerd has.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client::Client;
@@ -20,6 +21,8 @@ pub(super) struct Collector {
     client: Arc<Client>,
     /// A collection will begin, and has not.
     asked: Arc<AtomicBool>,
+    /// Nothing is gathered any more.
+    hurry: CancellationToken,
 }
 
 impl Collector {
@@ -27,7 +30,13 @@ impl Collector {
         Self {
             client,
             asked: Arc::default(),
+            hurry: CancellationToken::new(),
         }
+    }
+
+    /// What is asked for begins at once, now and later.
+    pub fn hurry(&self) {
+        self.hurry.cancel();
     }
 
     /// Has containerd collect, later.
@@ -36,8 +45,9 @@ impl Collector {
             return;
         }
         let (client, asked) = (Arc::clone(&self.client), Arc::clone(&self.asked));
+        let hurry = self.hurry.clone();
         tasks.spawn(async move {
-            tokio::time::sleep(PAUSE).await;
+            let _hurried = hurry.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
             asked.store(false, Ordering::SeqCst);
             // A daemon that is away collects when it starts.
             if let Err(status) = client.collect().await {

@@ -50,7 +50,7 @@ use crate::runtime::record::Names;
 use crate::runtime::sandbox::{OPEN_FILES, Sandbox, SandboxConfig};
 use crate::runtime::{
     ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec, ExitStatus,
-    LogPart, Result, RuntimeInfo,
+    LogPart, Result, RuntimeInfo, settled,
 };
 use crate::sys::rlimit;
 
@@ -81,7 +81,7 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
         cgroups: "/backendai".into(),
         open_files: rlimit::open_files_at_most(open_files.min(OPEN_FILES)),
     };
-    let inner = Inner {
+    let runtime = Containerd(Arc::new(Inner {
         sandbox: Sandbox::open(NAME, &config.run_dir, around)?,
         collector: Collector::new(Arc::clone(&client)),
         client,
@@ -91,10 +91,9 @@ pub async fn open(config: EngineConfig) -> Result<Engine> {
         run_dir: config.run_dir,
         names: Names::default(),
         background: TaskTracker::new(),
-    };
-    inner.collector.soon(&inner.background);
+    }));
     Ok(Engine {
-        runtime: Arc::new(Containerd(Arc::new(inner))),
+        runtime: Arc::new(runtime),
         images,
         listens: false,
         maps_users: false,
@@ -201,5 +200,10 @@ impl ContainerRuntime for Containerd {
 
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
         exec::exec(&self.0, id, spec).await
+    }
+
+    async fn settle(&self) {
+        self.0.collector.hurry();
+        settled(&self.0.background, NAME).await;
     }
 }

@@ -8,9 +8,11 @@ use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
 use bollard::models::ExecInspectResponse;
 use futures_util::{Stream, StreamExt as _};
 use rustix::process::{Signal, pidfd_send_signal};
+use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
 
-use super::connect::status;
+use super::connect::{Client, status};
 use super::{Docker, ENGINE, invalid, known, not_found};
 use crate::runtime::output::{self, Output};
 use crate::runtime::{ContainerId, ExecOutput, ExecSpec, Pid, Result, RuntimeError};
@@ -19,6 +21,9 @@ use crate::sys::pidfd::PidFd;
 /// How often a silent program is looked at: what it leaves running holds its output open.
 const GLANCE: Duration = Duration::from_millis(100);
 
+/// How often a program is looked at that has not begun.
+const BEGINNINGS: u32 = 20;
+
 impl Docker {
     pub(super) async fn run_in(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
         known(id)?;
@@ -26,14 +31,21 @@ impl Docker {
             return Err(invalid(id, "there is no program to run"));
         };
         let action = format!("running {program:?} in container {id}");
-        let exec = self.prepare(id, spec, &action).await?;
-        match timeout(spec.time_limit, self.run(&exec, &action)).await {
-            Ok(done) => done,
+        let exec = Exec {
+            id: self.prepare(id, spec, &action).await?,
+            client: self.client.clone(),
+            action,
+        };
+        let mut unless_over = Ending(Some(exec.clone()), &self.background);
+        let output = match timeout(spec.time_limit, exec.run()).await {
+            Ok(done) => Ok(done?),
             Err(_) => {
-                self.end(&exec, &action).await?;
-                Err(output::too_long(ENGINE, action, spec))
+                exec.end().await?;
+                Err(output::too_long(ENGINE, exec.action, spec))
             }
-        }
+        };
+        unless_over.0 = None;
+        output
     }
 
     async fn prepare(&self, id: &ContainerId, spec: &ExecSpec, action: &str) -> Result<String> {
@@ -63,8 +75,19 @@ impl Docker {
             })?;
         Ok(made.id)
     }
+}
 
-    async fn run(&self, exec: &str, action: &str) -> Result<ExecOutput> {
+/// A program in a container.
+#[derive(Clone)]
+struct Exec {
+    client: Client,
+    id: String,
+    action: String,
+}
+
+impl Exec {
+    async fn run(&self) -> Result<ExecOutput> {
+        let action = self.action.as_str();
         let options = StartExecOptions {
             detach: false,
             tty: false,
@@ -72,7 +95,7 @@ impl Docker {
         };
         let started = self
             .client
-            .ask(action, self.client.api.start_exec(exec, Some(options)))
+            .ask(action, self.client.api.start_exec(&self.id, Some(options)))
             .await?;
         let StartExecResults::Attached {
             output: mut pieces, ..
@@ -85,11 +108,11 @@ impl Docker {
             tokio::select! {
                 more = take(&mut pieces, &mut kept) => match more {
                     Ok(true) => {}
-                    Ok(false) => break self.look_at_exec(exec, action).await?,
+                    Ok(false) => break self.look().await?,
                     Err(error) => return Err(self.client.failed(action, error)),
                 },
                 () = sleep(GLANCE) => {
-                    let seen = self.look_at_exec(exec, action).await?;
+                    let seen = self.look().await?;
                     if seen.running == Some(false) {
                         let rest = async { while let Ok(true) = take(&mut pieces, &mut kept).await {} };
                         let _ = timeout(output::REST, rest).await;
@@ -112,28 +135,54 @@ impl Docker {
         })
     }
 
-    async fn look_at_exec(&self, exec: &str, action: &str) -> Result<ExecInspectResponse> {
+    async fn look(&self) -> Result<ExecInspectResponse> {
         self.client
-            .ask(action, self.client.api.inspect_exec(exec))
+            .ask(&self.action, self.client.api.inspect_exec(&self.id))
             .await
     }
 
     /// Kills the program, which dockerd has no call for.
-    async fn end(&self, exec: &str, action: &str) -> Result<()> {
+    async fn end(&self) -> Result<()> {
         let pid = |seen: &ExecInspectResponse| {
             seen.pid
                 .and_then(|pid| Pid::try_from(pid).ok())
                 .unwrap_or_default()
         };
-        let process = PidFd::open(pid(&self.look_at_exec(exec, action).await?));
+        let mut seen = self.look().await?;
+        for _ in 0..BEGINNINGS {
+            if pid(&seen) != 0 || seen.exit_code.is_some() {
+                break;
+            }
+            sleep(GLANCE).await;
+            seen = self.look().await?;
+        }
+        let process = PidFd::open(pid(&seen));
         // Looked at once more: the descriptor is of the program only if it still ran when it was opened.
-        let seen = self.look_at_exec(exec, action).await?;
+        let seen = self.look().await?;
         if let (Ok(Some(process)), Some(true)) = (process, seen.running)
             && let Err(error) = pidfd_send_signal(&process, Signal::KILL)
         {
-            tracing::warn!("{action}: it runs too long and cannot be killed: {error}");
+            let action = &self.action;
+            tracing::warn!("{action}: nobody waits for it, and it cannot be killed: {error}");
         }
         Ok(())
+    }
+}
+
+/// Ends the program when it is dropped before that is over.
+struct Ending<'a>(Option<Exec>, &'a TaskTracker);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let (Some(exec), Ok(tokio)) = (self.0.take(), Handle::try_current()) else {
+            return;
+        };
+        let ending = async move {
+            if let Err(error) = exec.end().await {
+                tracing::debug!("{}: ending it: {error}", exec.action);
+            }
+        };
+        self.1.spawn_on(ending, &tokio);
     }
 }
 

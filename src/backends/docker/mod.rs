@@ -23,6 +23,7 @@ use bollard::models::SystemInfo;
 use futures_util::future::ready;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use self::connect::Client;
 use self::images::DockerImages;
@@ -32,7 +33,7 @@ use crate::image::ImageAdmin;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::{
     BoxError, ContainerId, ContainerInfo, ContainerRuntime, ContainerSpec, ExecOutput, ExecSpec,
-    ExitStatus, LogPart, Result, RuntimeError, RuntimeInfo,
+    ExitStatus, LogPart, Result, RuntimeError, RuntimeInfo, settled,
 };
 
 /// The engine's name.
@@ -83,6 +84,8 @@ struct Docker {
     devices: PathBuf,
     adoption: Option<Adoption>,
     notes: Notes,
+    /// What goes on after its caller has gone.
+    background: TaskTracker,
 }
 
 impl Docker {
@@ -98,6 +101,7 @@ impl Docker {
             devices: config.run_dir.join("devices"),
             adoption: config.adoption,
             notes: Notes::default(),
+            background: TaskTracker::new(),
         })
     }
 }
@@ -205,6 +209,10 @@ impl ContainerRuntime for Docker {
 
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
         self.run_in(id, spec).await
+    }
+
+    async fn settle(&self) {
+        settled(&self.background, ENGINE).await;
     }
 }
 

@@ -13,6 +13,7 @@ contract! {
         environment_and_folder_are_those_asked_for
         a_program_or_folder_that_is_not_there_is_a_wrong_request
         a_program_that_runs_too_long_is_killed
+        a_program_that_nobody_waits_for_any_more_is_killed
         a_flood_is_cut_at_16_mib_and_does_not_block_the_program
         what_a_program_leaves_running_does_not_hold_the_answer
         many_programs_may_run_at_once
@@ -131,14 +132,37 @@ async fn a_program_that_runs_too_long_is_killed(engine: TestEngine) {
     spec.time_limit = Duration::from_millis(200);
     let error = engine.runtime.exec(&id, &spec).await.expect_err("too long");
     assert!(error.to_string().contains("200ms"), "{error}");
+    assert_gone(&mark).await;
+    engine.close().await;
+}
+
+async fn a_program_that_nobody_waits_for_any_more_is_killed(engine: TestEngine) {
+    let id = sleeper(&engine).await;
+    let mark = format!("1004.{}", std::process::id());
+    let spec = exec_spec(&["sleep", &mark]);
+    let begun = async {
+        while processes(&mark).is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        ended = engine.runtime.exec(&id, &spec) => panic!("{ended:?}"),
+        () = begun => {}
+    }
+    engine.runtime.settle().await;
+    assert_gone(&mark).await;
+    engine.close().await;
+}
+
+/// What was killed may take its time to go.
+async fn assert_gone(mark: &str) {
     for _ in 0..500 {
-        if processes(&mark).is_empty() {
+        if processes(mark).is_empty() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(processes(&mark), []);
-    engine.close().await;
+    assert_eq!(processes(mark), []);
 }
 
 async fn a_flood_is_cut_at_16_mib_and_does_not_block_the_program(engine: TestEngine) {

@@ -59,4 +59,7 @@ impl ContainerRuntime for Recorder {
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
         self.engine.exec(id, spec).await
     }
+    async fn settle(&self) {
+        self.engine.settle().await;
+    }
 }
