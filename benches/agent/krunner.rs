@@ -43,6 +43,9 @@ pub fn measure(report: &mut Report, folder: &Path) -> Result<()> {
                 "0",
                 "--input-port",
                 "0",
+                // In its own folder, not in the machine's /tmp.
+                "--input-socket",
+                "input.sock",
                 "c",
             ])
             .current_dir(&home)
