@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rustix::process::Signal;
-use tokio::signal::unix::{SignalKind, signal};
-
+use super::signals::Signals;
 use super::{CommonArgs, kernels, node, pair};
 use crate::runtime::{ContainerRuntime, ContainerState, ExecOutput, ExecSpec};
 
@@ -53,15 +51,20 @@ pub async fn main(
 ) -> anyhow::Result<ExitCode> {
     let engine = node::open_to_operate(common, scratch_root).await?;
     let runtime = engine.runtime;
+    let mut signals = Signals::new()?;
     let ended = tokio::select! {
-        output = exec(args, &*runtime) => output,
-        status = stopped() => {
-            runtime.settle().await;
-            return Ok(ExitCode::from(status?));
+        output = exec(args, &*runtime) => Ok(output),
+        signal = signals.next() => Err(signal),
+    };
+    // The program may have to be killed still.
+    runtime.settle().await;
+    let output = match ended {
+        Ok(output) => output?,
+        Err(signal) => {
+            let status = u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX);
+            return Ok(ExitCode::from(status));
         }
     };
-    runtime.settle().await;
-    let output = ended?;
     super::write(&mut io::stdout(), &output.stdout)?;
     super::write(&mut io::stderr(), &output.stderr)?;
     // What does not fit into a status is a failure all the same.
@@ -87,19 +90,6 @@ pub async fn exec(args: ExecArgs, runtime: &dyn ContainerRuntime) -> anyhow::Res
         time_limit: Duration::from_secs(args.timeout),
     };
     Ok(runtime.exec(&container.id, &spec).await?)
-}
-
-/// Waits for a signal that ends the command, and its program with it; gives the exit status for the shell.
-async fn stopped() -> io::Result<u8> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let kind = tokio::select! {
-        _ = interrupt.recv() => Signal::INT,
-        _ = terminate.recv() => Signal::TERM,
-        _ = hangup.recv() => Signal::HUP,
-    };
-    Ok(u8::try_from(128 + kind.as_raw()).unwrap_or(u8::MAX))
 }
 
 fn user(text: &str) -> Result<(u32, u32), String> {

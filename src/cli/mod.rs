@@ -12,6 +12,7 @@ mod node;
 pub mod ps;
 pub mod run;
 pub mod serve;
+mod signals;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use self::job::{Job, Stop};
 use self::session::Session;
 use self::terminal::Terminal;
+use super::signals::Signals;
 use super::{CommonArgs, KrunnerOptions, node};
 use crate::config::KrunnerSource;
 use crate::kernel::runner::link::Connect;
@@ -146,15 +147,12 @@ pub async fn run(
 
 /// Turns signals into requests to stop.
 fn listen(stops: mpsc::Sender<Stop>) -> std::io::Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut signals = Signals::new()?;
     Ok(async move {
         loop {
-            let stop = tokio::select! {
-                _ = interrupt.recv() => Stop::Interrupt,
-                _ = terminate.recv() => Stop::Terminate,
-                _ = hangup.recv() => Stop::Terminate,
+            let stop = match signals.next().await {
+                Signal::INT => Stop::Interrupt,
+                _ => Stop::Terminate,
             };
             if stops.send(stop).await.is_err() {
                 return;

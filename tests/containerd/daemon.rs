@@ -10,6 +10,7 @@ use backendai_agent::backends::EngineConfig;
 use backendai_agent::runtime::{ContainerState, Mount, MountKind, NetworkMode};
 
 use crate::away::{Wait, assert_nothing_answers, in_time};
+use crate::daemons::sleeps;
 use crate::node::{Node, exec_spec};
 
 /// A container that goes on when the file `go/name` is there.
@@ -246,22 +247,11 @@ async fn a_program_that_starts_after_its_time_is_ended() {
     let error = node.runtime.exec(&id, &program).await;
     assert!(error.expect_err("too long").to_string().contains("100ms"));
     let ended = async {
-        while !started.exists() || runs(&mark) {
+        while !started.exists() || sleeps(&mark) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     in_time(ended).await;
     node.runtime.remove(&id).await.expect("remove");
     assert_nothing_left(&node);
-}
-
-/// Whether a process somewhere on this machine has such a word in its command.
-fn runs(word: &str) -> bool {
-    let entries = fs::read_dir("/proc").expect("proc").flatten();
-    entries
-        .map(|entry| fs::read(entry.path().join("cmdline")).unwrap_or_default())
-        .any(|line| {
-            line.split(|byte| *byte == 0)
-                .any(|it| it == word.as_bytes())
-        })
 }

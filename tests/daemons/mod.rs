@@ -327,3 +327,12 @@ pub fn own_network() {
         assert!(up.expect("ip").success(), "loopback stays down");
     }
 }
+
+/// Whether a `sleep` of such a length runs somewhere on this machine, in a container or not.
+pub fn sleeps(length: &str) -> bool {
+    let command = format!("sleep\0{length}\0");
+    let entries = fs::read_dir("/proc").expect("proc").flatten();
+    entries
+        .map(|entry| fs::read(entry.path().join("cmdline")).unwrap_or_default())
+        .any(|line| line == command.as_bytes())
+}

@@ -125,7 +125,7 @@ fn folders_may_be_given_relative_to_the_current_one() {
     relative.envs(given.filter_map(|(name, value)| Some((name, value?))));
     relative.current_dir(&real);
     command = relative;
-    let outcome = crate::support::Run::start(&mut command).end();
+    let outcome = crate::program::Run::start(&mut command).end();
     assert_eq!(
         (outcome.code, outcome.out.as_str()),
         (0, "in\n"),

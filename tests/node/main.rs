@@ -13,5 +13,6 @@ mod inside;
 mod leftovers;
 mod operator;
 mod options;
+mod program;
 mod stop;
 mod support;

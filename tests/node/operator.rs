@@ -5,7 +5,9 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Node, Outcome, Run};
+use crate::daemons::sleeps;
+use crate::program::{Outcome, Run};
+use crate::support::Node;
 
 impl Node {
     /// Another command of the program, on the same folders.
@@ -82,36 +84,25 @@ fn a_running_kernel_is_listed_inspected_and_entered() {
     let late = ["exec", id, "--timeout", "1", "--", "sleep", &mark];
     let outcome = node.operate(&late);
     assert_eq!(outcome.code, 1, "{}", outcome.err);
-    assert_gone(&mark);
+    // What was killed may take its time to go.
+    assert!(comes(|| !sleeps(&mark)));
     let mark = format!("1005.{}", std::process::id());
     let entered = Run::start(&mut node.operation(&["exec", id, "--", "sleep", &mark]));
-    while !sleeps(&mark) {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    assert!(comes(|| sleeps(&mark)));
     entered.signal(Signal::INT);
     assert_eq!(entered.end().code, 130);
-    assert_gone(&mark);
+    assert!(comes(|| !sleeps(&mark)));
     run.signal(Signal::INT);
     assert_eq!(run.end().code, 130);
     node.assert_nothing_left();
 }
 
-/// What was killed may take its time to go.
-fn assert_gone(mark: &str) {
-    let gone = (0..100).any(|_| {
+/// Whether something comes true within some seconds.
+fn comes(is_true: impl Fn() -> bool) -> bool {
+    (0..500).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(20));
-        !sleeps(mark)
-    });
-    assert!(gone, "sleep {mark} runs on");
-}
-
-/// Whether a `sleep` of such a length runs somewhere on this machine.
-fn sleeps(mark: &str) -> bool {
-    let command = format!("sleep\0{mark}\0");
-    let entries = std::fs::read_dir("/proc").expect("proc").flatten();
-    entries
-        .map(|entry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default())
-        .any(|it| it == command.as_bytes())
+        is_true()
+    })
 }
 
 #[test]

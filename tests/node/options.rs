@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use crate::support::{Node, Run};
+use crate::program::Run;
+use crate::support::Node;
 
 #[test]
 fn a_missing_image_names_the_remedy() {

@@ -1,7 +1,7 @@
 //! What `remove` leaves to containerd: a snapshot's folder goes when the daemon next collects what nothing refers to.
 //!
-//! Seen with 1.6.20, and the same in 2.4: a removal that comes while folders of an earlier collection are being deleted starts none of
-//! its own, so the last of many kernels could leave its folder until somebody changed anything in containerd. So a collection is
+//! Seen with 1.6.20; the source of 2.4 reads the same: a removal that comes while folders of an earlier collection are being deleted
+//! starts none of its own, so the last of many kernels could leave its folder until somebody changed anything in containerd. So a collection is
 //! asked for a while after removals, or at the agent's end; one for all of them, as it looks at everything that containerd has.
 
 use std::sync::Arc;

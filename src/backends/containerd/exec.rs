@@ -56,8 +56,10 @@ impl Drop for Exec {
                     signal: 9,
                     all: false,
                 };
-                let _ = engine.client.ask(kill).await;
-                let _ = engine.client.ask(wait_request(&container, &id)).await;
+                // One that never began cannot be killed, and would be waited for in vain.
+                if engine.client.ask(kill).await.is_ok() {
+                    let _ = engine.client.ask(wait_request(&container, &id)).await;
+                }
                 let delete = DeleteProcessRequest {
                     container_id: container,
                     exec_id: id,

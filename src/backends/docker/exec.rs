@@ -21,8 +21,8 @@ use crate::sys::pidfd::PidFd;
 /// How often a silent program is looked at: what it leaves running holds its output open.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// How often a program is looked at that has not begun.
-const BEGINNINGS: u32 = 20;
+/// So many glances later a program that is to be killed and has not begun is taken not to begin any more.
+const BEGINNING: u32 = 20;
 
 impl Docker {
     pub(super) async fn run_in(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecOutput> {
@@ -149,7 +149,7 @@ impl Exec {
                 .unwrap_or_default()
         };
         let mut seen = self.look().await?;
-        for _ in 0..BEGINNINGS {
+        for _ in 0..BEGINNING {
             if pid(&seen) != 0 || seen.exit_code.is_some() {
                 break;
             }

@@ -14,6 +14,7 @@ contract! {
         a_program_or_folder_that_is_not_there_is_a_wrong_request
         a_program_that_runs_too_long_is_killed
         a_program_that_nobody_waits_for_any_more_is_killed
+        a_program_whose_time_is_over_before_it_begins_is_killed
         a_flood_is_cut_at_16_mib_and_does_not_block_the_program
         what_a_program_leaves_running_does_not_hold_the_answer
         many_programs_may_run_at_once
@@ -151,6 +152,22 @@ async fn a_program_that_nobody_waits_for_any_more_is_killed(engine: TestEngine) 
     }
     engine.runtime.settle().await;
     assert_gone(&mark).await;
+    engine.close().await;
+}
+
+async fn a_program_whose_time_is_over_before_it_begins_is_killed(engine: TestEngine) {
+    let id = sleeper(&engine).await;
+    let mark = format!("1006.{}", std::process::id());
+    let mut spec = exec_spec(&["sleep", &mark]);
+    for limit in [1, 3, 10, 30] {
+        spec.time_limit = Duration::from_millis(limit);
+        engine.runtime.exec(&id, &spec).await.expect_err("too long");
+    }
+    engine.runtime.settle().await;
+    assert_gone(&mark).await;
+    // Nor does one begin later.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(processes(&mark), []);
     engine.close().await;
 }
 
