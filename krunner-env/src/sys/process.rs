@@ -205,7 +205,6 @@ pub(crate) fn adopt_orphans() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
 
     use super::super::load;
@@ -233,34 +232,57 @@ mod tests {
         assert_eq!(status, 0);
     }
 
+    /// Programs that want to run all the time; threads of this process would not, while they begin and while it forks.
+    struct Spinners(Vec<std::process::Child>);
+
+    impl Spinners {
+        /// Comes back when all have begun.
+        fn start() -> Self {
+            let spinner = || {
+                let mut shell = std::process::Command::new("sh");
+                // Should nobody end it, the limit does.
+                shell.args(["-c", "ulimit -t 10; echo; while :; do :; done"]);
+                shell.stdout(std::process::Stdio::piped());
+                shell.spawn().expect("a shell")
+            };
+            let mut all = Self((0..8 * load::processors()).map(|_| spinner()).collect());
+            for spinner in &mut all.0 {
+                let output = spinner.stdout.as_mut().expect("a pipe");
+                io::Read::read_exact(output, &mut [0]).expect("it begins");
+            }
+            all
+        }
+    }
+
+    impl Drop for Spinners {
+        fn drop(&mut self) {
+            for spinner in &mut self.0 {
+                let _ = spinner.kill();
+                let _ = spinner.wait();
+            }
+        }
+    }
+
     /// A lower bound: more than the processors can do wants to run all the time.
     #[test]
     fn a_patient_child_lets_others_go_first_but_not_for_ever() {
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for _ in 0..8 * load::processors() {
-                scope.spawn(|| {
-                    while !done.load(Ordering::Relaxed) {
-                        std::hint::spin_loop();
-                    }
-                });
-            }
-            let begun = Instant::now();
-            let pid = spawn(&Program {
-                file: Path::new("/bin/true"),
-                argv: &["true".into()],
-                environment: &[],
-                folder: Path::new("/"),
-                fds: &[],
-                patient: true,
-            })
-            .expect("a child");
-            let mut status = -1;
-            // SAFETY: `status` is a valid place.
-            unsafe { libc::waitpid(pid, &raw mut status, 0) };
-            done.store(true, Ordering::Relaxed);
-            assert_eq!(status, 0);
-            assert!(begun.elapsed() >= load::PATIENCE);
-        });
+        let spinners = Spinners::start();
+        let begun = Instant::now();
+        let pid = spawn(&Program {
+            file: Path::new("/bin/true"),
+            argv: &["true".into()],
+            environment: &[],
+            folder: Path::new("/"),
+            fds: &[],
+            patient: true,
+        })
+        .expect("a child");
+        let mut status = -1;
+        // SAFETY: `status` is a valid place.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        let took = begun.elapsed();
+        drop(spinners);
+        assert_eq!(status, 0);
+        assert!(took >= load::PATIENCE, "{took:?}");
     }
 }
